@@ -1,0 +1,176 @@
+"""Spans per lane and a memory curve: what was predicted, or what was measured. One type for both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from .graph import Lane
+
+Interval = tuple[float, float]  # seconds, half-open
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One task as it ran, or will run: `[start, stop)` in seconds from the beginning of the first cycle.
+
+    `waited_for` is the node whose end let this task begin: the last one to end of those it had to wait for.
+    """
+
+    node: str
+    name: str
+    lane: Lane
+    call: str
+    cycle: int
+    start: float
+    stop: float
+    nbytes: int = 0
+    waited_for: str | None = None
+
+    @property
+    def seconds(self) -> float:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPoint:
+    """From this moment on, the device holds so many bytes: the arena and the activations."""
+
+    seconds: float
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stall:
+    """The compute lane idles before a call, because a copy was not there yet."""
+
+    call: str
+    cycle: int
+    start: float
+    stop: float
+    cause: str | None
+
+    @property
+    def seconds(self) -> float:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Some cycles of a plan. The first is the cold one where `starts_cold`; the last one is the steady step.
+
+    `title` and `budget_bytes` are for those who draw it.
+    """
+
+    source: Literal["predicted", "measured"]
+    spans: tuple[Span, ...]
+    memory: tuple[MemoryPoint, ...]
+    budget_bytes: int
+    title: str = ""
+    bound_seconds: float = 0.0
+    starts_cold: bool = True
+
+    @cached_property
+    def cycles(self) -> int:
+        """How many cycles the timeline covers."""
+        return 1 + max((span.cycle for span in self.spans), default=-1)
+
+    def lane(self, lane: Lane, cycle: int | None = None) -> tuple[Span, ...]:
+        """The spans of a lane, in order; of one cycle or of all."""
+        return tuple(span for span in self.spans if span.lane == lane and cycle in (None, span.cycle))
+
+    @cached_property
+    def ends(self) -> tuple[float, ...]:
+        """When each cycle's last call ended; or, if it has none, its last copy."""
+        return tuple(
+            max(span.stop for span in self.lane("compute", cycle) or [s for s in self.spans if s.cycle == cycle])
+            for cycle in range(self.cycles)
+        )
+
+    def window(self, cycle: int) -> Interval:
+        """A cycle lasts from the end of the one before it to its own end."""
+        begin = self.ends[cycle - 1] if cycle else min(span.start for span in self.spans)
+        return begin, self.ends[cycle]
+
+    @property
+    def step_seconds(self) -> float:
+        """How long the last cycle took."""
+        begin, end = self.window(self.cycles - 1)
+        return end - begin
+
+    @property
+    def cold_seconds(self) -> float:
+        """How long the first cycle took."""
+        begin, end = self.window(0)
+        return end - begin
+
+    @property
+    def compute_seconds(self) -> float:
+        """Compute in the last cycle."""
+        return sum(span.seconds for span in self.lane("compute", self.cycles - 1))
+
+    @property
+    def stall_seconds(self) -> float:
+        """How long the compute lane idled in the last cycle."""
+        return max(0.0, self.step_seconds - self.compute_seconds)
+
+    @property
+    def overlap(self) -> float:
+        """The share of the copy time in the last cycle that compute hid; 1 when nothing was copied."""
+        window = self.window(self.cycles - 1)
+        copies = union(clip(((s.start, s.stop) for s in self.spans if s.lane != "compute"), window))
+        computes = union(clip(((s.start, s.stop) for s in self.lane("compute")), window))
+        copying = length(copies)
+        return length(intersection(copies, computes)) / copying if copying > 0 else 1.0
+
+    @property
+    def peak_bytes(self) -> int:
+        return max((point.nbytes for point in self.memory), default=0)
+
+    def stalls(self, cycle: int | None = None) -> tuple[Stall, ...]:
+        """Where the compute lane idled in a cycle (by default the last one), longest first."""
+        cycle = self.cycles - 1 if cycle is None else cycle
+        last_end, found = self.window(cycle)[0], []
+        for span in self.lane("compute", cycle):
+            if span.start - last_end > 1e-12:
+                found.append(Stall(span.call, cycle, last_end, span.start, span.waited_for))
+            last_end = max(last_end, span.stop)
+        return tuple(sorted(found, key=lambda stall: -stall.seconds))
+
+
+def clip(intervals: Iterable[Interval], window: Interval) -> list[Interval]:
+    """The parts of intervals inside a window."""
+    clipped = ((max(start, window[0]), min(stop, window[1])) for start, stop in intervals)
+    return [(start, stop) for start, stop in clipped if start < stop]
+
+
+def union(intervals: Iterable[Interval]) -> list[Interval]:
+    """Sorted, disjoint intervals that cover the same time."""
+    merged: list[Interval] = []
+    for start, stop in sorted(intervals):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], stop))
+        else:
+            merged.append((start, stop))
+    return merged
+
+
+def intersection(first: list[Interval], second: list[Interval]) -> list[Interval]:
+    """The time that two sorted disjoint lists share."""
+    shared, i, j = [], 0, 0
+    while i < len(first) and j < len(second):
+        start, stop = max(first[i][0], second[j][0]), min(first[i][1], second[j][1])
+        if start < stop:
+            shared.append((start, stop))
+        if first[i][1] < second[j][1]:
+            i += 1
+        else:
+            j += 1
+    return shared
+
+
+def length(intervals: Iterable[Interval]) -> float:
+    """Total seconds of disjoint intervals."""
+    return sum(stop - start for start, stop in intervals)
