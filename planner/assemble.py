@@ -1,0 +1,124 @@
+"""From a trace, a budget and a strategy to a whole plan: schedule, seats, cold cycle, bound; proved at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from taskgraph_offload.budget import readable
+from taskgraph_offload.errors import BudgetError
+from taskgraph_offload.machine import Machine
+from taskgraph_offload.plan import Bound, Bundle, Plan, aligned, span_bytes
+from taskgraph_offload.trace import Trace
+
+from . import strategies
+from .bounds import bound
+from .cold import cold_cycle
+from .problem import FIXED, Problem
+from .schedule import Infeasible, Schedule
+from .seats import arena_bytes, place
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything that a plan is made from, but the budget."""
+
+    trace: Trace
+    machine: Machine
+    strategy: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    margin_bytes: int = 0
+
+    @property
+    def fixed(self) -> tuple[str, ...]:
+        """The weights that always stay."""
+        return tuple(name for name in self.trace.fixed if name in self.trace.readers)
+
+    @property
+    def overhead_bytes(self) -> int:
+        """What the budget must hold besides the part of the arena that a strategy fills."""
+        return self.trace.activation_bytes + self.margin_bytes + aligned(span_bytes(self.fixed, self.trace))
+
+
+def make_plan(request: Request, budget_bytes: int) -> Plan:
+    """Plan within a budget and prove the plan, or raise `BudgetError`."""
+    least = bound(request.trace, budget_bytes - request.margin_bytes, request.machine)
+    plan = replace(draft(request, budget_bytes), bound=least)
+    plan.verify()
+    return plan
+
+
+def draft(request: Request, budget_bytes: int) -> Plan:
+    """A plan that is not yet proved, and whose bound nobody has asked for; or `BudgetError`."""
+    try:
+        schedule, offsets = _fit(request, budget_bytes - request.overhead_bytes)
+    except Infeasible as infeasible:
+        raise _too_small(request, budget_bytes, infeasible.arena_bytes) from None
+    return _assemble(request, budget_bytes, schedule, offsets)
+
+
+def smallest_budget(request: Request) -> int:
+    """The smallest budget that works for a strategy."""
+    try:
+        _fit(request, -1)
+    except Infeasible as infeasible:
+        return infeasible.arena_bytes + request.overhead_bytes
+    raise AssertionError("nothing fits in less than no memory")
+
+
+def _fit(request: Request, capacity: int) -> tuple[Schedule, Mapping[str, int]]:
+    """The strategy's schedule with the seats of its groups, within so many bytes of arena, or `Infeasible`."""
+    schedule = strategies.find(request.strategy)(Problem(request.trace, capacity, request.machine), **request.options)
+    trace = schedule.trace or request.trace
+    offsets = schedule.offsets or place(schedule, trace)
+    needed = arena_bytes(offsets, schedule.groups, trace)
+    if needed > capacity:
+        raise Infeasible(needed)
+    return schedule, offsets
+
+
+def _assemble(request: Request, budget_bytes: int, schedule: Schedule, offsets: Mapping[str, int]) -> Plan:
+    """The plan of a schedule: what always stays at the bottom of the arena, the rest above it."""
+    trace, fixed = schedule.trace or request.trace, request.fixed
+    bottom = aligned(span_bytes(fixed, trace))
+    whole = schedule.with_resident(FIXED, fixed) if fixed else schedule
+    seats = {name: offset + bottom for name, offset in offsets.items()} | ({FIXED: 0} if fixed else {})
+    bundles = {
+        name: Bundle(name, weights, seats[name], name in whole.residents) for name, weights in whole.groups.items()
+    }
+    return Plan(
+        trace=trace,
+        machine=request.machine,
+        strategy=request.strategy,
+        options=dict(request.options),
+        budget_bytes=budget_bytes,
+        margin_bytes=request.margin_bytes,
+        arena_bytes=arena_bytes(seats, whole.groups, trace),
+        bundles=bundles,
+        cold=cold_cycle(whole, trace),
+        steady=whole.steady,
+        bound=Bound(0.0, 0.0, 0.0, 0.0),
+    )
+
+
+def _too_small(request: Request, budget_bytes: int, needed_arena_bytes: int) -> BudgetError:
+    """The error that says what would do: for this strategy, and for the least demanding one."""
+    smallest = needed_arena_bytes + request.overhead_bytes
+    least, name = min((smallest_budget(_with(request, name)), name) for name in strategies.names())
+    trace, fixed = request.trace, aligned(span_bytes(request.fixed, request.trace))
+    holds = f"activations {readable(trace.activation_bytes)}"
+    holds += f", always resident {readable(fixed)}" if fixed else ""
+    holds += f", margin {readable(request.margin_bytes)}" if request.margin_bytes else ""
+    message = (
+        f"a budget of {budget_bytes} bytes ({readable(budget_bytes)}) is too small for strategy {request.strategy!r}: "
+        f'the smallest that works is "{smallest}B" ({readable(smallest)}: {holds}, weights for one call)'
+    )
+    if least < smallest:
+        message += f'; strategy {name!r} would do with "{least}B" ({readable(least)})'
+    return BudgetError(message, smallest)
+
+
+def _with(request: Request, strategy: str) -> Request:
+    same = strategy == request.strategy
+    return Request(request.trace, request.machine, strategy, request.options if same else {}, request.margin_bytes)

@@ -1,0 +1,77 @@
+"""Replaces estimates by measurements: each call's seconds, the link's rate and latency, from a measured timeline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from statistics import median
+
+from taskgraph_offload.errors import SettingsError
+from taskgraph_offload.machine import Machine
+from taskgraph_offload.timeline import Span, Timeline
+from taskgraph_offload.trace import Call, Trace
+
+
+def measured_trace(trace: Trace, machine: Machine, timeline: Timeline) -> Trace:
+    """The trace with the measured seconds of its calls; within a call, pieces keep their estimated shares.
+
+    A call that was measured in parts (`blocks.3/0`, `blocks.3/1`) took their sum; one that was not measured keeps its
+    estimate, scaled like those that were.
+    """
+    measured = measured_seconds(timeline, {call.name for call in trace.calls})
+    if not measured:
+        raise SettingsError("this timeline is of another model: none of its calls is in the trace; give run.timeline()")
+    estimated = {call.name: call.cost(machine) for call in trace.calls}
+    guessed = sum(estimated[name] for name in measured)
+    scale = sum(measured.values()) / guessed if guessed > 0 else 1.0
+    calls = (
+        _with_seconds(call, machine, measured.get(call.name, estimated[call.name] * scale)) for call in trace.calls
+    )
+    return replace(trace, calls=tuple(calls))
+
+
+def measured_machine(machine: Machine, timeline: Timeline) -> Machine:
+    """The machine with the measured link; a lane on which nothing moved keeps its rate."""
+    h2d, latency = _link(timeline.lane("h2d"), machine.h2d_bytes_per_second, machine.latency_seconds)
+    d2h, _ = _link(timeline.lane("d2h"), machine.d2h_bytes_per_second, machine.latency_seconds)
+    return replace(machine, h2d_bytes_per_second=h2d, d2h_bytes_per_second=d2h, latency_seconds=latency)
+
+
+def measured_seconds(timeline: Timeline, names: set[str]) -> dict[str, float]:
+    """The median over the cycles of what each call took, parts of a call added up; the cold cycle only if alone."""
+    cycles = range(1 if timeline.starts_cold and timeline.cycles > 1 else 0, timeline.cycles)
+    taken: dict[str, list[float]] = {}
+    for cycle in cycles:
+        of_cycle: dict[str, float] = {}
+        for span in timeline.lane("compute", cycle):
+            name = span.call if span.call in names else span.call.rpartition("/")[0]
+            if name in names:
+                of_cycle[name] = of_cycle.get(name, 0.0) + span.seconds
+        for name, seconds in of_cycle.items():
+            taken.setdefault(name, []).append(seconds)
+    return {name: median(seconds) for name, seconds in taken.items()}
+
+
+def _with_seconds(call: Call, machine: Machine, seconds: float) -> Call:
+    estimates = [piece.cost(machine) for piece in call.pieces]
+    whole = sum(estimates)
+    shares = [part / whole for part in estimates] if whole > 0 else [1 / len(estimates)] * len(estimates)
+    pieces = (replace(p, seconds=seconds * share) for p, share in zip(call.pieces, shares, strict=True))
+    return replace(call, pieces=tuple(pieces))
+
+
+def _link(spans: Iterable[Span], rate: float, latency: float) -> tuple[float, float]:
+    """Rate and latency of a lane: the line of least squares through (bytes, seconds), where it makes sense."""
+    copies = [(span.nbytes, span.seconds) for span in spans if span.nbytes and span.seconds > 0]
+    if not copies:
+        return rate, latency
+    mean_bytes = sum(nbytes for nbytes, _ in copies) / len(copies)
+    mean_seconds = sum(seconds for _, seconds in copies) / len(copies)
+    spread = sum((nbytes - mean_bytes) ** 2 for nbytes, _ in copies)
+    shared = sum((nbytes - mean_bytes) * (seconds - mean_seconds) for nbytes, seconds in copies)
+    if spread > 0 and shared > 0:
+        constant = mean_seconds - shared / spread * mean_bytes
+        if 0 <= constant <= min(seconds for _, seconds in copies):
+            return spread / shared, constant
+    usable = mean_seconds - latency if mean_seconds > 2 * latency else mean_seconds
+    return mean_bytes / usable, latency

@@ -1,0 +1,186 @@
+"""The planner: from a model (or a trace) and a budget to a plan that is proved before anyone sees it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from taskgraph_offload.budget import GIB, Budget, parse_budget
+from taskgraph_offload.errors import SettingsError
+from taskgraph_offload.machine import Machine
+from taskgraph_offload.plan import Outlook, Plan
+from taskgraph_offload.reports import Comparison, Sweep
+from taskgraph_offload.simulate import SETTLED
+from taskgraph_offload.timeline import Timeline
+from taskgraph_offload.trace import Trace
+
+from . import strategies
+from .assemble import Request, draft, make_plan
+from .bounds import bound, smallest_budget_without_stall
+from .calibrate import measured_machine, measured_trace
+from .compare import Choice, budgets_between, compare, sweep
+
+if TYPE_CHECKING:
+    import torch
+
+ALLOCATOR_SHARE = 0.05  # of the activations: what a GPU's caching allocator may waste in rounding and fragments
+
+
+class Planner:
+    """Turns a model and a memory budget into a plan.
+
+    `budget_gb` is GiB, or a text: "12GiB", "800MiB", "123456B", "30%" (of the weights; activations come on top).
+    `inputs` is a tuple, a dict, or a callable returning either. `options` are those of the strategy, and
+    `margin` (bytes, or a text) for what the device needs besides.
+
+    >>> import torch
+    >>> model = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(8)))
+    >>> plan = Planner(model, "40KiB", inputs=(torch.ones(1, 64),), strategy="layerwise", machine="cpu").plan()
+    >>> plan.strategy, len(plan.residents)
+    ('layerwise', 0)
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        budget_gb: float | str,
+        *,
+        inputs: Any = None,
+        entry: str = "forward",
+        strategy: str = "auto",
+        machine: Machine | str | None = None,
+        blocks: Sequence[str] | None = None,
+        **options: Any,
+    ) -> None:
+        self._settle(budget_gb, strategy, machine, options)
+        self._model, self._inputs, self._entry, self._blocks = model, inputs, entry, blocks
+
+    @classmethod
+    def from_settings(cls, path: str | os.PathLike[str], model: torch.nn.Module, *, inputs: Any = None) -> Planner:
+        """A planner with what a settings file says; see `planner.settings` for its keys."""
+        from .settings import read_settings
+
+        settings = read_settings(path)
+        if settings.budget is None:
+            raise SettingsError(f"settings file {os.fspath(path)}: the key 'budget' is missing")
+        return cls(model, settings.budget, inputs=inputs, **settings.arguments())
+
+    @classmethod
+    def for_trace(
+        cls,
+        trace: Trace,
+        budget_gb: float | str,
+        *,
+        strategy: str = "auto",
+        machine: Machine | str | None = None,
+        **options: Any,
+    ) -> Planner:
+        """A planner without a model, for a trace made by hand or kept from an earlier capture."""
+        planner = cls.__new__(cls)
+        planner._settle(budget_gb, strategy, machine, options)
+        planner.__dict__["trace"] = trace
+        return planner
+
+    def _settle(
+        self, budget: float | str, strategy: str, machine: Machine | str | None, options: dict[str, Any]
+    ) -> None:
+        """Check everything that can be checked before a model is touched."""
+        margin = options.pop("margin", None)
+        self._budget: Budget = parse_budget(budget)
+        self._margin: Budget | None = None if margin is None else parse_margin(margin)
+        strategies.check_options(strategy, options)
+        self._strategy, self._options = strategy, options
+        self.machine = Machine.of(machine)
+        self._latest: Plan | None = None  # what `plan` gave last
+        self._incumbent: Plan | None = None  # what a plan must beat, at its measured costs
+
+    @cached_property
+    def trace(self) -> Trace:
+        """What the model's forward needs; captured when first asked for."""
+        from .capture import capture
+
+        return capture(self._model, self._inputs, entry=self._entry, blocks=self._blocks)
+
+    @property
+    def margin_bytes(self) -> int:
+        """What is left free for the device's own needs."""
+        if self._margin is not None:
+            return self._margin.total_bytes(self.trace.weight_bytes, 0)
+        on_a_gpu = self.trace.source != "units" and not self.machine.name.startswith("cpu")
+        return int(self.trace.activation_bytes * ALLOCATOR_SHARE) if on_a_gpu else 0
+
+    @property
+    def budget_bytes(self) -> int:
+        """The budget in bytes, for everything: arena, activations and margin."""
+        return self._bytes_of(self._budget)
+
+    def _bytes_of(self, budget: Budget) -> int:
+        return budget.total_bytes(self.trace.weight_bytes, self.trace.activation_bytes + self.margin_bytes)
+
+    def plan(self) -> Plan:
+        """Plan, prove the plan, and say what other budgets would do."""
+        plan = make_plan(self._request(), self.budget_bytes)
+        if self._incumbent is not None and _step(self._incumbent) <= _step(plan):
+            plan = replace(self._incumbent, bound=plan.bound)
+        self._latest = replace(plan, outlook=self._outlook(plan))
+        return self._latest
+
+    def calibrate(self, timeline: Timeline) -> Planner:
+        """A planner that knows what was measured: each call's seconds and the link's rate.
+
+        Its plan is a new one only if that predicts a shorter step on the measured figures; else it is this planner's
+        latest plan, with these figures.
+        """
+        calibrated = copy(self)
+        calibrated.__dict__["trace"] = measured_trace(self.trace, self.machine, timeline)
+        calibrated.machine = measured_machine(self.machine, timeline)
+        if self._latest is not None:
+            trace = measured_trace(self._latest.trace, self._latest.machine, timeline)
+            calibrated._incumbent = replace(self._latest, trace=trace, machine=calibrated.machine)
+        return calibrated
+
+    def compare(self, strategies: Sequence[Choice] | None = None) -> Comparison:
+        """Plan with other strategies too, by default with all there are: names, or pairs of a name and its options."""
+        return compare(self._request(), self.budget_bytes, strategies)
+
+    def sweep(self, budgets: Sequence[float | str] | int, strategies: Sequence[Choice] | None = None) -> Sweep:
+        """Plan under several budgets, or so many steps from the smallest that works to where everything fits."""
+        if isinstance(budgets, int):
+            return sweep(self._request(), self.budgets(budgets, strategies), strategies)
+        return sweep(self._request(), [self._bytes_of(parse_budget(budget)) for budget in budgets], strategies)
+
+    def budgets(self, steps: int, strategies: Sequence[Choice] | None = None) -> list[int]:
+        """So many budgets in bytes, from the smallest that works to where everything fits."""
+        return budgets_between(self._request(), steps, strategies)
+
+    def _request(self) -> Request:
+        return Request(self.trace, self.machine, self._strategy, self._options, self.margin_bytes)
+
+    def _outlook(self, plan: Plan) -> Outlook:
+        """The step with one GiB more: planned again where that is quick, else the bound with the gap of this plan."""
+        step, more = _step(plan), plan.budget_bytes + GIB
+        if self._strategy == "auto":
+            least = bound(self.trace, more - self.margin_bytes, self.machine).step_seconds
+            with_more = step * least / plan.bound.step_seconds if plan.bound.step_seconds else step
+        else:
+            with_more = _step(draft(self._request(), more))
+        enough = smallest_budget_without_stall(self.trace, self.machine) + self.margin_bytes
+        return Outlook(enough, with_more)
+
+
+def _step(plan: Plan) -> float:
+    return plan.predict(SETTLED).step_seconds
+
+
+def parse_margin(value: float | int | str) -> Budget:
+    """A margin is written like a budget, and may be zero."""
+    if value == 0 and not isinstance(value, bool):
+        return Budget(nbytes=0)
+    try:
+        return parse_budget(value)
+    except SettingsError as error:
+        raise SettingsError(f"margin: {error}") from None

@@ -1,0 +1,38 @@
+"""What a strategy gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from taskgraph_offload.graph import Task
+from taskgraph_offload.trace import Trace
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What a strategy decides: which weights travel together, who stays, and the serial order of a steady cycle.
+
+    Offsets follow in `seats`, the first cycle in `cold`, edges in `connect`. A strategy whose speed depends on one
+    particular placement may give its `offsets`. `loads_first`: what stays comes before the first call, not with its
+    first reader. `trace`: the trace cut finer, where the tasks' calls are parts of blocks.
+    """
+
+    groups: Mapping[str, tuple[str, ...]]
+    residents: frozenset[str]
+    steady: tuple[Task, ...]
+    offsets: Mapping[str, int] | None = None
+    loads_first: bool = False
+    trace: Trace | None = None
+
+    def with_resident(self, name: str, weights: tuple[str, ...]) -> Schedule:
+        """The same schedule with one more group, which always stays."""
+        return replace(self, groups={name: weights, **self.groups}, residents=self.residents | {name})
+
+
+class Infeasible(Exception):
+    """No schedule of this strategy fits; it needs `arena_bytes`."""
+
+    def __init__(self, arena_bytes: int) -> None:
+        super().__init__(f"needs an arena of {arena_bytes} bytes")
+        self.arena_bytes = arena_bytes

@@ -1,0 +1,46 @@
+"""One file per strategy. A file here is a strategy: nothing lists them.
+
+A strategy's module has one function, `schedule(problem, **options) -> Schedule`, whose keyword-only parameters are its
+options. It orders computes and copies and picks who stays; it writes no offsets, and never an edge.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from taskgraph_offload.errors import SettingsError
+
+from ..schedule import Schedule
+
+Strategy = Callable[..., Schedule]
+
+
+def names() -> tuple[str, ...]:
+    """The strategies that there are.
+
+    >>> "layerwise" in names()
+    True
+    """
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")))
+
+
+def find(name: str) -> Strategy:
+    """A strategy by its name."""
+    if name not in names():
+        raise SettingsError(f"unknown strategy {name!r}; there are {', '.join(names())}")
+    strategy: Strategy = importlib.import_module(f"{__name__}.{name}").schedule
+    return strategy
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Raise `SettingsError` for an option that the strategy does not have."""
+    parameters = inspect.signature(find(name)).parameters.values()
+    known = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    for option in options:
+        if option not in known:
+            has = f"it has {', '.join(known)}" if known else "it has none"
+            raise SettingsError(f"strategy {name!r} has no option {option!r}; {has}")

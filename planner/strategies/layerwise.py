@@ -1,0 +1,130 @@
+"""layerwise: every block streams, its copy issued a few blocks ahead. Some blocks may stay.
+
+This is the layerwise offload of vLLM-Omni, FastVideo and SGLang, the async offload of TeleFuser and the group offload
+of diffusers; it wraps: the last blocks of a step prefetch the first ones of the next.
+
+    h2d      [--b--][--c--]       [--d--]      (prefetch=1: a block's copy is issued when the block before it starts,
+    compute         [----b----][----c----]      and at most two blocks are there at a time)
+
+`ratio` is the share of blocks that stream, as TeleFuser's offload_ratio; without it and with `residents` given, as
+many blocks stay as fit beside `prefetch + 1` buffers of the largest block that streams. `residents` says which:
+"leading" ones (vLLM-Omni, TeleFuser), where a copy is issued when the block `prefetch` before it starts; or "spread"
+evenly (SGLang's stride, RamTorch's pin, vLLM's groups), where it is issued when a buffer is free.
+
+Two details of real systems that cost a little, and are kept:
+- buffers are where they are: when the blocks are no multiple of the buffers, the first copies of a step wait a block
+  longer, because a weight has one seat;
+- weights that several blocks share are no layer's own, and stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from taskgraph_offload.errors import SettingsError
+from taskgraph_offload.graph import Task
+
+from ..problem import Problem
+from ..schedule import Infeasible, Schedule
+
+Residents = Literal["leading", "spread"]
+
+
+def schedule(
+    problem: Problem, *, prefetch: int = 1, ratio: float | None = None, residents: Residents | None = None
+) -> Schedule:
+    """Stream blocks `prefetch` ahead; keep those that `ratio`, or the budget, lets stay."""
+    _check(prefetch, ratio, residents)
+    blocks = [index for index in range(len(problem.needs)) if _streamed_by(problem, index)]
+    smallest: list[int] = []
+    for count in _counts(len(blocks), ratio, residents):
+        staying = choose(blocks, count, residents or "leading")
+        streaming = [index for index in blocks if index not in staying]
+        if residents and ratio is None and count and not _fits(problem, streaming, prefetch):
+            continue
+        gates = _when_a_buffer_is_free if residents == "spread" else _when_an_earlier_block_starts
+        for wraps in (True, False):
+            candidate = _order(problem, streaming, gates(blocks, streaming, prefetch, len(problem.computes)), wraps)
+            needed = problem.arena_bytes(candidate)
+            if needed <= problem.capacity:
+                return candidate
+            smallest.append(needed)
+    raise Infeasible(min(smallest))
+
+
+def choose(blocks: Sequence[int], count: int, residents: Residents) -> set[int]:
+    """The blocks that stay: the first `count`, or all but as many evenly spread ones that stream.
+
+    >>> sorted(choose(range(8), 3, "spread"))
+    [0, 2, 5]
+    """
+    if residents == "leading":
+        return set(blocks[:count])
+    total, streaming = len(blocks), len(blocks) - count
+    return {block for i, block in enumerate(blocks) if (i + 1) * streaming // total == i * streaming // total}
+
+
+def _counts(total: int, ratio: float | None, residents: Residents | None) -> Sequence[int]:
+    """How many blocks may stay, the best first."""
+    if ratio is not None:
+        return [int(total * (1 - ratio) + 1e-9)]
+    return range(total, -1, -1) if residents else [0]
+
+
+def _fits(problem: Problem, streaming: Sequence[int], prefetch: int) -> bool:
+    """Whether what stays fits beside `prefetch + 1` buffers of the largest block that streams."""
+    streamed = {name for index in streaming for name in _streamed_by(problem, index)}
+    buffer = max((problem.bytes_of(_streamed_by(problem, index)) for index in streaming), default=0)
+    buffers = min(prefetch + 1, len(streaming))
+    return problem.bytes_of(set(problem.groups) - streamed) + buffers * buffer <= problem.capacity
+
+
+def _streamed_by(problem: Problem, index: int) -> list[str]:
+    """The groups that a call alone reads: a layer's own weights."""
+    return [name for name in problem.needs[index] if len(problem.group_readers[name]) == 1]
+
+
+def _when_an_earlier_block_starts(
+    blocks: Sequence[int], streaming: Sequence[int], prefetch: int, calls: int
+) -> list[int]:
+    """For each streaming block: the call behind which its copy is issued; negative in the cycle before."""
+    total, position = len(blocks), {block: i for i, block in enumerate(blocks)}
+    earlier = [position[block] - min(prefetch, total - 1) for block in streaming]
+    return [blocks[i % total] - 1 - (calls if i < 0 else 0) for i in earlier]
+
+
+def _when_a_buffer_is_free(blocks: Sequence[int], streaming: Sequence[int], prefetch: int, calls: int) -> list[int]:
+    """The same, behind the call that last used the buffer: the streaming block `prefetch + 1` earlier."""
+    total = len(streaming)
+    earlier = [i - min(prefetch + 1, total) for i in range(total)]
+    return [streaming[i % total] - (calls if i < 0 else 0) for i in earlier]
+
+
+def _order(problem: Problem, streaming: Sequence[int], gates: Sequence[int], wraps: bool) -> Schedule:
+    """Computes in order, each copy behind its gate; `wraps`: the first copies of a step already during the one before.
+
+    A gate before the first call lies in the cycle before: at the end of this list, for the next cycle; or, without
+    wrap, behind the last call.
+    """
+    computes, count = problem.computes, len(problem.computes)
+    behind: dict[int, list[Task]] = {}
+    for index, gate in zip(streaming, gates, strict=True):
+        if gate < 0:
+            gate = gate + count if wraps and gate + count > index else -1
+        copies = [Task("h2d", name, after=computes[gate].name) for name in _streamed_by(problem, index)]
+        behind.setdefault(gate, []).extend(copies)
+    steady = list(behind.get(-1, ()))
+    for index, compute in enumerate(computes):
+        steady += [compute, *behind.get(index, ())]
+    streamed = {name for index in streaming for name in _streamed_by(problem, index)}
+    return Schedule(problem.groups, frozenset(set(problem.groups) - streamed), tuple(steady))
+
+
+def _check(prefetch: int, ratio: float | None, residents: str | None) -> None:
+    if not isinstance(prefetch, int) or isinstance(prefetch, bool) or prefetch < 0:
+        raise SettingsError(f"prefetch is a number of blocks, 0 or more, not {prefetch!r}")
+    if ratio is not None and not (isinstance(ratio, int | float) and 0 <= ratio <= 1):
+        raise SettingsError(f"ratio is the share of blocks that stream, from 0 to 1, not {ratio!r}")
+    if residents not in (None, "leading", "spread"):
+        raise SettingsError(f"residents is 'leading' or 'spread', not {residents!r}")

@@ -1,0 +1,26 @@
+"""sequential: load, compute, free, one call after another. Nothing overlaps.
+
+This is `enable_sequential_cpu_offload` of diffusers and `cpu_offload` of accelerate, with two courtesies: a call's
+weights come in one copy (they copy each tensor on its own, from pageable memory), and calls are blocks (they hook
+leaves). A block that is called twice in a row is loaded twice, as there.
+
+    h2d      [--a--]       [--b--]       [--c--]
+    compute         [--a--]       [--b--]       [--c--]
+"""
+
+from __future__ import annotations
+
+from taskgraph_offload.graph import Task
+
+from ..problem import Problem
+from ..schedule import Schedule
+
+
+def schedule(problem: Problem) -> Schedule:
+    """Bring each call's weights when the call before it has ended."""
+    computes = problem.computes
+    steady: list[Task] = []
+    for index, (compute, needs) in enumerate(zip(computes, problem.needs, strict=True)):
+        steady += [Task("h2d", name, after=computes[index - 1].name) for name in needs]
+        steady.append(compute)
+    return Schedule(problem.groups, frozenset(), tuple(steady))

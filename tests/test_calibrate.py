@@ -1,0 +1,41 @@
+"""Calibration: what was measured replaces what was guessed, and a replan must earn its place."""
+
+from dataclasses import replace
+
+import pytest
+
+import taskgraph_offload as tgo
+
+from .made import SLOW_LINK, trace_of
+
+BYTES = 1_000_448
+
+
+def test_a_wrong_guess_is_mended_by_what_was_measured():
+    """Costs and link were guessed wrong; after calibration the prediction is what happened."""
+    guess = trace_of([BYTES] * 8, 1e-3)
+    truth = trace_of([BYTES] * 8, [2e-3 + i * 1e-4 for i in range(8)])
+    slower = tgo.Machine("truth", 4e8, 4e8, 5e-5, 1e12, 1e12)
+    planner = tgo.Planner.for_trace(guess, "4MiB", strategy="layerwise", machine=SLOW_LINK)
+    plan = planner.plan()
+    happened = replace(plan, trace=truth, machine=slower).predict(5)
+    measured = replace(happened, source="measured")
+    calibrated = planner.calibrate(measured)
+    assert calibrated.plan().predict(5).step_seconds == pytest.approx(happened.step_seconds, rel=1e-6)
+    assert calibrated.machine.h2d_bytes_per_second == pytest.approx(4e8, rel=0.2)
+    assert plan.predict(5).step_seconds != pytest.approx(happened.step_seconds, rel=0.1)
+
+
+def test_the_old_plan_stays_where_a_new_one_predicts_no_better():
+    planner = tgo.Planner.for_trace(trace_of([BYTES] * 8, 1e-3), "4MiB", strategy="layerwise", machine=SLOW_LINK)
+    plan = planner.plan()
+    again = planner.calibrate(replace(plan.predict(4), source="measured")).plan()
+    assert (again.steady, again.bundles) == (plan.steady, plan.bundles)
+
+
+def test_a_timeline_of_another_model_is_refused():
+    planner = tgo.Planner.for_trace(trace_of([BYTES] * 3), "9MiB", strategy="sequential", machine=SLOW_LINK)
+    other = tgo.Trace.from_units([{"name": "else", "seconds": 1.0, "tensors": [8]}])
+    timeline = tgo.Planner.for_trace(other, "1MiB", strategy="sequential", machine=SLOW_LINK).plan().predict()
+    with pytest.raises(tgo.SettingsError, match="another model"):
+        planner.calibrate(timeline)
