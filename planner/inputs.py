@@ -1,0 +1,93 @@
+"""What to call a model with: the caller's inputs, or the model's own example, as copies that a forward may change."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from taskgraph_offload.errors import SettingsError
+
+from .operators import tensors_in
+
+Convert = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The arguments of one call."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] | None = None
+
+    def converted(self, convert: Convert) -> Inputs:
+        """A deep copy in which every tensor, also one inside a cache or a custom object, is converted once."""
+        tree = (self.args, dict(self.kwargs or {}))
+        memo: dict[int, Any] = {id(tensor): convert(tensor) for tensor in tensors_in(tree)}
+        with _ConvertCopies(convert):
+            args, kwargs = copy.deepcopy(tree, memo)
+        return Inputs(args, kwargs)
+
+    def __str__(self) -> str:
+        """The call as a person would write it.
+
+            >>> import torch
+        >>> str(Inputs((torch.zeros(2, 3),), {"flag": True}))
+            '(float32[2, 3], flag=True)'
+        """
+        named = [f"{key}={_short(value)}" for key, value in (self.kwargs or {}).items()]
+        return f"({', '.join([_short(value) for value in self.args] + named)})"
+
+
+def read_inputs(given: Any) -> Inputs:
+    """Inputs from a tuple or list (positional), a mapping (by keyword), a tensor, or a function that returns one."""
+    if callable(given) and not isinstance(given, Mapping | Tensor):
+        given = given()
+    if isinstance(given, Tensor):
+        return Inputs((given,))
+    if isinstance(given, Mapping):
+        return Inputs((), {str(key): value for key, value in given.items()})
+    if isinstance(given, tuple | list):
+        return Inputs(tuple(given))
+    raise SettingsError(
+        f"inputs= is a {type(given).__name__}; give a tuple (positional), a dict (keywords), a tensor, "
+        "or a function that returns one of these"
+    )
+
+
+def example_of(model: nn.Module, entry: str) -> Inputs | None:
+    """The model's own `dummy_inputs`, where it has them and they are of use: they are for its forward."""
+    try:
+        given = getattr(model, "dummy_inputs", None) if entry == "forward" else None
+        return None if given is None else read_inputs(given)
+    except Exception:  # a model's own example may be anything, and broken: then there is none
+        return None
+
+
+class _ConvertCopies(TorchFunctionMode):
+    """While on, a deep copy of a tensor is its conversion."""
+
+    def __init__(self, convert: Convert) -> None:
+        super().__init__()
+        self.convert = convert
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not Tensor.__deepcopy__:
+            return func(*args, **(kwargs or {}))
+        tensor, memo = args
+        if id(tensor) not in memo:
+            memo[id(tensor)] = self.convert(tensor)
+        return memo[id(tensor)]
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(_short(item) for item in value)}]"
+    text = repr(value)
+    return text if len(text) <= 40 else f"<{type(value).__name__}>"
