@@ -1,0 +1,108 @@
+"""Plans one model with several strategies, or under several budgets, and puts what they promise side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+from taskgraph_offload.errors import BudgetError, SettingsError
+from taskgraph_offload.plan import Plan, title_of
+from taskgraph_offload.reports import Comparison, Row, Sweep
+from taskgraph_offload.simulate import SETTLED
+
+from . import strategies
+from .assemble import Request, make_plan, smallest_budget
+from .bounds import bound
+
+Choice: TypeAlias = str | tuple[str, Mapping[str, Any]]  # a strategy's name, or its name and options
+
+# What a row of a comparison says of a plan, and what a row of a sweep keeps of that.
+PROMISES = (
+    "step_seconds",
+    "cold_seconds",
+    "compute_seconds",
+    "stall_seconds",
+    "overlap",
+    "peak_bytes",
+    "streamed_bytes",
+)
+SWEPT = ("strategy", "budget_bytes", "step_seconds", "bound_seconds", "peak_bytes")
+
+VARIANTS: tuple[Choice, ...] = (("layerwise", {"residents": "leading"}), ("layerwise", {"residents": "spread"}))
+
+
+def compare(request: Request, budget_bytes: int, choices: Sequence[Choice] | None = None) -> Comparison:
+    """Plan with each strategy under one budget: the fastest first, those that do not fit last."""
+    return ranked(_compared(asked, budget_bytes) for asked in _requests(request, choices))
+
+
+def ranked(rows: Iterable[Row]) -> Comparison:
+    """The fastest first, those that do not fit last."""
+    return Comparison(sorted(rows, key=lambda row: (row["step_seconds"] is None, row["step_seconds"] or 0.0)))
+
+
+def sweep(request: Request, budgets: Sequence[int], choices: Sequence[Choice] | None = None) -> Sweep:
+    """Plan with each strategy under each budget."""
+    return Sweep([_swept(asked, budget) for asked in _requests(request, choices) for budget in sorted(set(budgets))])
+
+
+def budgets_between(request: Request, steps: int, choices: Sequence[Choice] | None = None) -> list[int]:
+    """Budgets at equal distances, from the smallest one that any strategy can work with to where everything fits."""
+    if isinstance(steps, bool) or steps < 2:
+        raise SettingsError(f"a sweep takes a list of budgets, or a number of steps from 2 on, not {steps!r}")
+    least = min(smallest_budget(asked) for asked in _requests(request, choices))
+    most = max(least, smallest_budget(replace(request, strategy="resident", options={})))
+    return [least + (most - least) * step // (steps - 1) for step in range(steps)]
+
+
+def everything() -> tuple[Choice, ...]:
+    """All strategies that there are, and the variants of layerwise."""
+    return (*strategies.names(), *VARIANTS)
+
+
+def _requests(request: Request, choices: Sequence[Choice] | None) -> list[Request]:
+    """The same request for each strategy; by default, for all."""
+    asked = everything() if choices is None else choices
+    pairs = [(choice, {}) if isinstance(choice, str) else choice for choice in asked]
+    for name, options in pairs:
+        strategies.check_options(name, options)
+    return [replace(request, strategy=name, options=options) for name, options in pairs]
+
+
+def _compared(request: Request, budget_bytes: int) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "strategy": title_of(request.strategy, request.options),
+        "budget_bytes": budget_bytes,
+        **dict.fromkeys(PROMISES),
+        "bound_seconds": _bound_seconds(request, budget_bytes),
+        "measured_step_seconds": None,
+        "error": None,
+        "smallest_bytes": None,
+    }
+    try:
+        return row | _promises(make_plan(request, budget_bytes))
+    except BudgetError as error:
+        return row | {"error": str(error), "smallest_bytes": error.smallest_bytes}
+
+
+def _promises(plan: Plan) -> dict[str, Any]:
+    timeline = plan.predict(SETTLED)
+    return {
+        "step_seconds": timeline.step_seconds,
+        "cold_seconds": timeline.cold_seconds,
+        "compute_seconds": timeline.compute_seconds,
+        "stall_seconds": timeline.stall_seconds,
+        "overlap": timeline.overlap,
+        "peak_bytes": timeline.peak_bytes,
+        "streamed_bytes": plan.streamed_bytes,
+    }
+
+
+def _swept(request: Request, budget_bytes: int) -> dict[str, Any]:
+    row = _compared(request, budget_bytes)
+    return {key: row[key] for key in SWEPT}
+
+
+def _bound_seconds(request: Request, budget_bytes: int) -> float:
+    return bound(request.trace, budget_bytes - request.margin_bytes, request.machine).step_seconds
