@@ -69,7 +69,11 @@ def smallest_budget(request: Request) -> int:
 
 def _fit(request: Request, capacity: int) -> tuple[Schedule, Mapping[str, int]]:
     """The strategy's schedule with the seats of its groups, within so many bytes of arena, or `Infeasible`."""
-    schedule = strategies.find(request.strategy)(Problem(request.trace, capacity, request.machine), **request.options)
+    problem = Problem(request.trace, capacity, request.machine)
+    if problem.groups:
+        schedule = strategies.find(request.strategy)(problem, **request.options)
+    else:  # nothing can stream: there is nothing to decide
+        schedule = Schedule({}, frozenset(), problem.computes)
     trace = schedule.trace or request.trace
     offsets = schedule.offsets or place(schedule, trace)
     needed = arena_bytes(offsets, schedule.groups, trace)
@@ -107,12 +111,12 @@ def _too_small(request: Request, budget_bytes: int, needed_arena_bytes: int) -> 
     smallest = needed_arena_bytes + request.overhead_bytes
     least, name = min((smallest_budget(_with(request, name)), name) for name in strategies.names())
     trace, fixed = request.trace, aligned(span_bytes(request.fixed, request.trace))
-    holds = f"activations {readable(trace.activation_bytes)}"
-    holds += f", always resident {readable(fixed)}" if fixed else ""
-    holds += f", margin {readable(request.margin_bytes)}" if request.margin_bytes else ""
+    parts = {"activations": trace.activation_bytes, "always resident": fixed, "margin": request.margin_bytes}
+    holds = [f"{what} {readable(nbytes)}" for what, nbytes in parts.items() if nbytes]
+    holds.append(f"what {request.strategy} must hold at once {readable(needed_arena_bytes)}")
     message = (
         f"a budget of {budget_bytes} bytes ({readable(budget_bytes)}) is too small for strategy {request.strategy!r}: "
-        f'the smallest that works is "{smallest}B" ({readable(smallest)}: {holds}, weights for one call)'
+        f'the smallest that works is "{smallest}B" ({readable(smallest)}: {", ".join(holds)})'
     )
     if least < smallest:
         message += f'; strategy {name!r} would do with "{least}B" ({readable(least)})'

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .storages import Storages, extent_of
+from taskgraph_offload.weights import extent_of
+
+from .storages import Storages
 
 
 class Backup:

@@ -14,8 +14,10 @@ from torch._subclasses.fake_tensor import (
     unset_fake_temporarily,
 )
 
+from taskgraph_offload.weights import Group, extent_of
+
 from .operators import storage_key, storage_of
-from .storages import Group, Storages, extent_of
+from .storages import Storages
 
 
 class Fakes:

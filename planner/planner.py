@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from taskgraph_offload.budget import GIB, Budget, parse_budget
 from taskgraph_offload.errors import SettingsError
 from taskgraph_offload.machine import Machine
-from taskgraph_offload.plan import Outlook, Plan
+from taskgraph_offload.plan import Outlook, Plan, aligned
 from taskgraph_offload.reports import Comparison, Sweep
 from taskgraph_offload.simulate import SETTLED
 from taskgraph_offload.timeline import Timeline
@@ -35,7 +35,7 @@ class Planner:
 
     `budget_gb` is GiB, or a text: "12GiB", "800MiB", "123456B", "30%" (of the weights; activations come on top).
     `inputs` is a tuple, a dict, or a callable returning either. `options` are those of the strategy, and
-    `margin` (bytes, or a text) for what the device needs besides.
+    `margin` (written like a budget, or 0) for what the device needs besides.
 
     >>> import torch
     >>> model = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(8)))
@@ -119,7 +119,8 @@ class Planner:
         return self._bytes_of(self._budget)
 
     def _bytes_of(self, budget: Budget) -> int:
-        return budget.total_bytes(self.trace.weight_bytes, self.trace.activation_bytes + self.margin_bytes)
+        seats = sum(aligned(weight.nbytes) for weight in self.trace.weights.values())
+        return budget.total_bytes(seats, self.trace.activation_bytes + self.margin_bytes)
 
     def plan(self) -> Plan:
         """Plan, prove the plan, and say what other budgets would do."""
@@ -176,11 +177,13 @@ def _step(plan: Plan) -> float:
     return plan.predict(SETTLED).step_seconds
 
 
-def parse_margin(value: float | int | str) -> Budget:
+def parse_margin(value: float | str) -> Budget:
     """A margin is written like a budget, and may be zero."""
     if value == 0 and not isinstance(value, bool):
         return Budget(nbytes=0)
     try:
         return parse_budget(value)
-    except SettingsError as error:
-        raise SettingsError(f"margin: {error}") from None
+    except SettingsError:
+        raise SettingsError(
+            f"margin {value!r} is no amount of memory; write it like a budget: '200MiB', or 0"
+        ) from None

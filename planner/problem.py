@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from taskgraph_offload.graph import Task
+from taskgraph_offload.graph import ACTIVATION, Task
 from taskgraph_offload.machine import Machine
 from taskgraph_offload.plan import aligned, span_bytes
 from taskgraph_offload.trace import Trace
@@ -77,8 +77,9 @@ class Problem:
 
 
 def unique(name: str, taken: Iterable[str]) -> str:
-    """The name, or the name with a number that makes it new."""
-    names, candidate, number = set(taken) | {FIXED}, name, 1
+    """The name, or the name with a number that makes it new; no bundle goes by the mark of activations."""
+    name = f"_{name}" if name.startswith(ACTIVATION) else name
+    names, candidate, number = {*taken, FIXED}, name, 1
     while candidate in names:
         number += 1
         candidate = f"{name}+{number}"

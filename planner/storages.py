@@ -6,37 +6,16 @@ Reads shapes, strides and addresses. Never reads the data of a weight.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Hashable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Hashable
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from taskgraph_offload.errors import TraceError
-from taskgraph_offload.trace import Weight
+from taskgraph_offload.weights import Group, extent_of, group_by_bytes, named_tensors
 
 from .operators import storage_of
-
-
-@dataclass(frozen=True, slots=True)
-class Extent:
-    """The bytes that a tensor spans: half-open, in a space where equal numbers mean equal bytes."""
-
-    space: Hashable
-    start: int
-    stop: int
-
-
-@dataclass
-class Group:
-    """Names and tensors whose bytes overlap: one weight."""
-
-    space: Hashable
-    start: int
-    stop: int
-    members: list[tuple[str, Tensor]]
-    weight: Weight = field(init=False)
 
 
 class Storages:
@@ -50,7 +29,7 @@ class Storages:
     def __init__(self, model: nn.Module) -> None:
         named = list(named_tensors(model))
         self.device = _one_device(model, named)
-        self.groups = _group(named)
+        self.groups = group_by_bytes(named)
         self.weights = {group.weight.name: group.weight for group in self.groups}
 
     def names_of(self, tensor: Tensor) -> list[str]:
@@ -86,22 +65,6 @@ class Storages:
         return spaces
 
 
-def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter and buffer under every name it has."""
-    yield from model.named_parameters(remove_duplicate=False)
-    yield from model.named_buffers(remove_duplicate=False)
-
-
-def extent_of(tensor: Tensor) -> Extent:
-    """Where a tensor's bytes are: by address, or on the meta device, which has none, by storage and offset."""
-    storage, size = tensor.untyped_storage(), tensor.element_size()
-    placeless = tensor.device.type == "meta"
-    start = (0 if placeless else storage.data_ptr()) + int(tensor.storage_offset()) * size
-    elements = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
-    space: Hashable = ("meta", storage._cdata) if placeless else tensor.device
-    return Extent(space, start, start + (elements * size if tensor.numel() else 0))
-
-
 def _one_device(model: nn.Module, named: list[tuple[str, Tensor]]) -> torch.device:
     if not named:
         raise TraceError(f"{type(model).__name__} has no parameters and no buffers: there is nothing to offload")
@@ -116,30 +79,3 @@ def _one_device(model: nn.Module, named: list[tuple[str, Tensor]]) -> torch.devi
             kind = type(tensor).__name__ if tensor.layout is torch.strided else str(tensor.layout)
             raise TraceError(f"weight {name!r} is a {kind}: only plain strided tensors can be offloaded")
     return first.device
-
-
-def _group(named: list[tuple[str, Tensor]]) -> list[Group]:
-    """Sweep over the bytes from low to high; what begins before the group so far has ended belongs to it."""
-    place = {name: index for index, (name, _) in enumerate(named)}
-    found: list[Group] = []
-    open_groups: dict[Hashable, Group] = {}
-    for name, tensor in sorted(named, key=lambda pair: extent_of(pair[1]).start):
-        extent = extent_of(tensor)
-        is_empty = extent.start == extent.stop
-        sweep = id(tensor) if is_empty else extent.space  # a tensor without bytes shares them with itself alone
-        group = open_groups.get(sweep)
-        if group is None or not (is_empty or extent.start < group.stop):
-            group = open_groups[sweep] = Group(extent.space, extent.start, extent.stop, [])
-            found.append(group)
-        group.stop = max(group.stop, extent.stop)
-        group.members.append((name, tensor))
-    for group in found:
-        group.members.sort(key=lambda member: place[member[0]])
-        group.weight = _weight(group)
-    return sorted(found, key=lambda group: place[group.weight.name])
-
-
-def _weight(group: Group) -> Weight:
-    (name, first), *others = group.members
-    dtype = str(first.dtype).removeprefix("torch.")
-    return Weight(name, group.stop - group.start, dtype, tuple(first.shape), tuple(other for other, _ in others))

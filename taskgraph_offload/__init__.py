@@ -10,8 +10,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from .errors import BudgetError, ExecutionError, OffloadError, PlanError, SettingsError, TraceError
+from .executor import Executor
 from .graph import Task, TaskGraph
 from .machine import Machine
+from .offload import offload
 from .plan import Bound, Plan
 from .reports import Comparison, Sweep
 from .timeline import Timeline
@@ -29,6 +31,7 @@ __all__ = [
     "BudgetError",
     "Comparison",
     "ExecutionError",
+    "Executor",
     "Machine",
     "OffloadError",
     "Plan",
@@ -41,6 +44,7 @@ __all__ = [
     "Timeline",
     "Trace",
     "TraceError",
+    "offload",
     "viz",
 ]
 

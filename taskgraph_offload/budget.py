@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from numbers import Real
 
 from .errors import SettingsError
 
 GIB = 2**30
+MOST = 2**60  # bytes
 _UNITS = {
     "b": 1,
     "kib": 2**10,
@@ -35,18 +37,20 @@ class Budget:
         return self.nbytes if self.nbytes is not None else math.ceil(weight_bytes * (self.share or 0.0)) + other_bytes
 
 
-def parse_budget(value: float | int | str) -> Budget:
+def parse_budget(value: float | str) -> Budget:
     """Read a budget, or raise `SettingsError`.
 
     >>> parse_budget(1.5), parse_budget("800 MiB").nbytes, parse_budget("30%").share
     (Budget(nbytes=1610612736, share=None), 838860800, 0.3)
     """
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise SettingsError(f"budget {value!r} is no amount of memory; {_ADVICE}")
     if isinstance(value, str):
         return _parse_text(value)
-    if not math.isfinite(value) or value <= 0:
-        raise SettingsError(f"budget {value!r} must be more than zero; {_ADVICE}")
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise SettingsError(f"budget {value!r} is no amount of memory; {_ADVICE}")
+    if not 0 < value <= MOST / GIB:
+        raise SettingsError(
+            f"budget {value!r} must be more than zero, and an amount that a machine can have; {_ADVICE}"
+        )
     return Budget(nbytes=int(value * GIB))
 
 
@@ -55,8 +59,8 @@ def _parse_text(text: str) -> Budget:
     if found is None or (found[2] or "GiB").lower() not in (*_UNITS, "%"):
         raise SettingsError(f"cannot read the budget {text!r}; {_ADVICE}")
     number, unit = float(found[1]), (found[2] or "GiB").lower()
-    if number <= 0:
-        raise SettingsError(f"budget {text!r} must be more than zero; {_ADVICE}")
+    if not 0 < number * _UNITS.get(unit, 1) <= MOST:
+        raise SettingsError(f"budget {text!r} must be more than zero, and an amount that a machine can have; {_ADVICE}")
     if unit == "%":
         return Budget(share=number / 100)
     return Budget(nbytes=int(found[1]) if unit == "b" and found[1].isdigit() else int(number * _UNITS[unit]))

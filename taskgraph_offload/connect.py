@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import networkx as nx
 
+from .errors import SettingsError
 from .graph import Reason, Task, TaskGraph
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ class Access:
 
 def connect(plan: Plan, cycles: int = 3) -> TaskGraph:
     """The task graph of a cold cycle and `cycles - 1` steady ones, every edge with its reason."""
+    if not isinstance(cycles, int) or cycles < 1:
+        raise SettingsError(f"a graph has one cycle or more, not {cycles!r}")
     dag: nx.DiGraph[str] = nx.DiGraph()
     steps = unroll(plan, cycles)
     seconds = {call.name: call.cost(plan.machine) for call in plan.trace.calls}

@@ -1,46 +1,46 @@
-"""Whether a model is the one that a trace was made from: names, shapes, dtypes and ties of all its weights."""
+"""Whether a model is the one that a trace was made from: the names, shapes, dtypes, bytes and ties of its weights."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from .errors import PlanError
+from .weights import group_by_bytes, named_tensors
 
 if TYPE_CHECKING:
-    import torch
+    from torch import nn
 
-    from .trace import Trace
+    from .trace import Trace, Weight
+
+ADVICE = "make a plan for this model: Planner(model, ...).plan()"
 
 
-def check_model(trace: Trace, model: torch.nn.Module) -> None:
-    """Raise `PlanError` naming the first weight in which the model differs from the trace."""
-    given: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    given.update(model.named_buffers(remove_duplicate=False))
-    expected = {name: weight for weight in trace.weights.values() for name in (weight.name, *weight.aliases)}
-    advice = "make a plan for this model: Planner(model, ...).plan()"
-    for name in expected:
+def check_model(trace: Trace, model: nn.Module) -> None:
+    """Raise `PlanError` naming the first weight in which the model differs from the trace.
+
+    What the forward does with its weights cannot be seen from here: a call that the plan did not expect is served when
+    it comes.
+    """
+    given = {group.weight.name: group.weight for group in group_by_bytes(list(named_tensors(model)))}
+    for name, expected in trace.weights.items():
         if name not in given:
-            raise PlanError(f"the plan's weight {name!r} is not in this {type(model).__name__}; {advice}")
-    for name, tensor in given.items():
-        if name not in expected:
-            raise PlanError(f"the model's weight {name!r} is not in the plan; {advice}")
-        weight = expected[name]
-        dtype, shape = str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)
-        if name == weight.name and (dtype, shape) != (weight.dtype, weight.shape):
+            raise PlanError(f"the plan's weight {name!r} is {_where(name, given, type(model).__name__)}; {ADVICE}")
+        if given[name] != expected:
             raise PlanError(
-                f"weight {name!r} is {dtype} {shape} in the model, {weight.dtype} {weight.shape} in the plan; {advice}"
+                f"weight {name!r} is {_said(given[name])} in the model, {_said(expected)} in the plan; {ADVICE}"
             )
-        if extent_bytes(tensor) > weight.nbytes:
-            raise PlanError(
-                f"weight {name!r} spans {extent_bytes(tensor)} bytes, {weight.nbytes} in the plan; {advice}"
-            )
-        if name != weight.name and tensor.untyped_storage()._cdata != given[weight.name].untyped_storage()._cdata:
-            raise PlanError(f"weight {name!r} is no longer tied to {weight.name!r}, as it is in the plan; {advice}")
+    for name in given:
+        if name not in trace.weights:
+            raise PlanError(f"the model's weight {name!r} is {_where(name, trace.weights, 'the plan')}; {ADVICE}")
 
 
-def extent_bytes(tensor: torch.Tensor) -> int:
-    """The bytes from a tensor's first element to its last one."""
-    if tensor.numel() == 0:
-        return 0
-    last = sum((size - 1) * abs(stride) for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return (last + 1) * tensor.element_size()
+def _where(name: str, weights: Mapping[str, Weight], place: str) -> str:
+    """In what way a weight of that name is missing somewhere: tied to another one, or not there at all."""
+    tied = next((weight.name for weight in weights.values() if name in weight.aliases), None)
+    return f"not in {place}" if tied is None else f"tied to {tied!r} in {place}"
+
+
+def _said(weight: Weight) -> str:
+    tied = f", tied to {', '.join(weight.aliases)}" if weight.aliases else ""
+    return f"{weight.dtype} {weight.shape} of {weight.nbytes} bytes{tied}"

@@ -15,7 +15,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias
 
 import networkx as nx
 
@@ -110,7 +110,7 @@ def quoted(name: str) -> str:
     >>> print(quoted("blocks.3"), quoted("my block"))
     blocks.3 "my block"
     """
-    return name if _PLAIN_NAME.fullmatch(name) else json.dumps(name)
+    return name if name.isprintable() and _PLAIN_NAME.fullmatch(name) else json.dumps(name)
 
 
 def tokens(line: str) -> list[str]:
@@ -143,10 +143,6 @@ class TaskGraph:
     def lane(self, lane: Lane) -> tuple[str, ...]:
         """The nodes of one lane, in order."""
         return tuple(node for node, data in self.dag.nodes(data=True) if data["lane"] == lane)
-
-    def reasons(self, before: str, after: str) -> Reason:
-        """Why one node waits for another."""
-        return cast(Reason, self.dag.edges[before, after]["reason"])
 
     def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
         return iter(self.dag.nodes(data=True))

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .errors import PlanError
@@ -57,47 +57,62 @@ def print_plan(plan: Plan | PlanText) -> str:
 
 def parse_plan(text: str) -> PlanText:
     """Read the text form of a plan; a line that makes no sense is an error that quotes it with its number."""
-    strategy, options, sizes = "", dict[str, Any](), dict[str, int]()
-    bundles: dict[str, Bundle] = {}
-    cycles: dict[str, list[Task]] = {}
-    current: list[Task] | None = None
+    found = _Found()
     for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            word = line.split()[0]
-            if word in ("cold:", "steady:"):
-                if word in cycles:
-                    raise PlanError(f"{word!r} comes twice")
-                current = cycles.setdefault(word, [])
-            elif current is not None:
-                current.append(Task.parse(line))
-            elif word == "strategy":
-                strategy, options = _parse_strategy(line)
-            elif word == "budget":
-                sizes = _parse_sizes(line)
-            elif word == "bundle":
-                bundle = _parse_bundle(line)
-                if bundle.name in bundles:
-                    raise PlanError(f"bundle {bundle.name!r} comes twice")
-                bundles[bundle.name] = bundle
-            else:
-                raise PlanError(f"a line starts with strategy, budget, bundle, cold: or steady:, not {word!r}")
-        except PlanError as error:
-            raise PlanError(f"line {number} of the plan: {error}") from None
-    missing = [name for name in ("cold:", "steady:") if name not in cycles]
-    if missing or not strategy or not sizes:
-        raise PlanError(f"the plan has no {(missing or ['line that starts with strategy or budget'])[0]!r}")
+        if line.strip():
+            try:
+                _read_line(line, found)
+            except PlanError as error:
+                raise PlanError(f"line {number} of the plan: {error}") from None
+    for name, there in (("strategy", found.strategy), ("budget", found.sizes)):
+        if not there:
+            raise PlanError(f"the plan has no line that starts with {name!r}")
+    for name in ("cold:", "steady:"):
+        if name not in found.cycles:
+            raise PlanError(f"the plan has no {name!r}")
     return PlanText(
-        strategy=strategy,
-        options=options,
-        budget_bytes=sizes["budget"],
-        margin_bytes=sizes["margin"],
-        arena_bytes=sizes["arena"],
-        bundles=bundles,
-        cold=tuple(cycles["cold:"]),
-        steady=tuple(cycles["steady:"]),
+        strategy=found.strategy,
+        options=found.options,
+        budget_bytes=found.sizes["budget"],
+        margin_bytes=found.sizes["margin"],
+        arena_bytes=found.sizes["arena"],
+        bundles=found.bundles,
+        cold=tuple(found.cycles["cold:"]),
+        steady=tuple(found.cycles["steady:"]),
     )
+
+
+@dataclass
+class _Found:
+    """What has been read so far; `current` is the cycle whose tasks follow."""
+
+    strategy: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    bundles: dict[str, Bundle] = field(default_factory=dict)
+    cycles: dict[str, list[Task]] = field(default_factory=dict)
+    current: list[Task] | None = None
+
+
+def _read_line(line: str, found: _Found) -> None:
+    word = line.split()[0]
+    if word in ("cold:", "steady:"):
+        if word in found.cycles:
+            raise PlanError(f"{word!r} comes twice")
+        found.current = found.cycles.setdefault(word, [])
+    elif found.current is not None:
+        found.current.append(Task.parse(line))
+    elif word == "strategy":
+        found.strategy, found.options = _parse_strategy(line)
+    elif word == "budget":
+        found.sizes = _parse_sizes(line)
+    elif word == "bundle":
+        bundle = _parse_bundle(line)
+        if bundle.name in found.bundles:
+            raise PlanError(f"bundle {bundle.name!r} comes twice")
+        found.bundles[bundle.name] = bundle
+    else:
+        raise PlanError(f"a line starts with strategy, budget, bundle, cold: or steady:, not {word!r}")
 
 
 def _print_bundle(bundle: Bundle) -> str:
@@ -113,12 +128,15 @@ def _parse_bundle(line: str) -> Bundle:
 
 
 def _parse_strategy(line: str) -> tuple[str, dict[str, Any]]:
-    words = line.split()[1:]
-    pairs = [word.partition("=") for word in words[1:]]
+    head = re.fullmatch(r'\s*strategy (\S+)((?: \w+=(?:"(?:[^"\\]|\\.)*"|\S+))*)\s*', line)
     try:
-        return words[0], {key: json.loads(value) for key, _, value in pairs}
-    except (ValueError, IndexError):
-        raise PlanError(f"cannot read {line.strip()!r}; it reads like 'strategy layerwise prefetch=1'") from None
+        pairs = re.findall(r'(\w+)=("(?:[^"\\]|\\.)*"|\S+)', head[2] if head else "")
+        options = {key: json.loads(value) for key, value in pairs}
+    except ValueError:
+        head = None
+    if head is None:
+        raise PlanError(f"cannot read {line.strip()!r}; it reads like 'strategy layerwise prefetch=1'")
+    return head[1], options
 
 
 def _parse_sizes(line: str) -> dict[str, int]:

@@ -15,12 +15,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import astuple, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
-
-from .errors import SettingsError
 
 if TYPE_CHECKING:
     from .machine import Machine
@@ -171,11 +169,6 @@ class Trace:
         return sum(call.flops for call in self.calls)
 
     @cached_property
-    def read_bytes(self) -> int:
-        """Bytes of the weights that the forward reads."""
-        return sum(self.weights[name].nbytes for name in self.readers)
-
-    @cached_property
     def readers(self) -> Mapping[str, tuple[int, ...]]:
         """For each weight that is read: the indices of the calls that read it, in order."""
         found: dict[str, list[int]] = {}
@@ -191,20 +184,12 @@ class Trace:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of what a plan depends on: names, shapes, dtypes, aliases, the sequence of calls and their needs."""
-        weights = [(w.name, w.nbytes, w.dtype, w.shape, w.aliases) for w in self.weights.values()]
-        calls = [
-            (
-                c.name,
-                c.block,
-                c.component,
-                [(p.boundary.module, p.reads, p.writes, p.transient_bytes) for p in c.pieces],
-            )
-            for c in self.calls
-        ]
-        lives = [(a.name, a.nbytes, a.producer, a.uses, a.until) for a in self.activations]
-        text = json.dumps([self.entry, weights, calls, lives, dict(self.fixed)], separators=(",", ":"), default=tuple)
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
+        """A hash of everything that the trace says."""
+        weights = [[getattr(weight, name) for name in Weight.__slots__] for weight in self.weights.values()]
+        calls = [[call.name, call.block, call.component, list(map(astuple, call.pieces))] for call in self.calls]
+        lives = list(map(astuple, self.activations))
+        whole = [self.model, self.entry, self.source, dict(self.fixed), weights, calls, lives]
+        return hashlib.sha256(json.dumps(whole, separators=(",", ":")).encode()).hexdigest()[:32]
 
     def coverage(self) -> Coverage:
         """How many bytes stream with the blocks, how many always stay, and why."""
@@ -227,20 +212,9 @@ class Trace:
         >>> Trace.from_units([{"name": "a", "seconds": 1, "tensors": {"x": 8}}] * 2).readers
         {'x': (0, 1)}
         """
-        weights: dict[str, Weight] = {}
-        calls: list[Call] = []
-        times: dict[str, int] = {}
-        for index, unit in enumerate(units):
-            name, seconds, tensors, shares, transient, component = _read_unit(unit, index)
-            for tensor, nbytes in tensors.items():
-                if weights.setdefault(tensor, Weight(tensor, nbytes)).nbytes != nbytes:
-                    raise SettingsError(f"unit {name!r}: tensor {tensor!r} has {nbytes} bytes here, others elsewhere")
-            occurrence = times[name] = times.get(name, -1) + 1
-            pieces = _pieces_of_unit(Boundary(name, "enter", occurrence), seconds, tuple(tensors), shares, transient)
-            calls.append(Call(call_name(name, occurrence), name, pieces, component))
-        if not calls:
-            raise SettingsError("a trace needs at least one unit")
-        return Trace(weights, tuple(calls))
+        from .handmade import trace_from_units
+
+        return trace_from_units(units)
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,41 +245,11 @@ class Coverage:
         return "\n".join(lines)
 
 
-def call_name(block: str, occurrence: int) -> str:
-    """The name of a block's call: `blocks.3`, then `blocks.3#2`, `blocks.3#3`."""
-    return block if occurrence == 0 else f"{block}#{occurrence + 1}"
+def call_name(block: str, occurrence: int, taken: Container[str] = ()) -> str:
+    """The name of a block's call: `blocks.3`, then `blocks.3#2`, `blocks.3#3`; the next number if one is taken.
 
-
-def _read_unit(
-    unit: Mapping[str, Any], index: int
-) -> tuple[str, float, dict[str, int], Sequence[float] | None, int, str]:
-    known = {"name", "seconds", "tensors", "transient_bytes", "tensor_seconds", "component"}
-    if unknown := set(unit) - known:
-        raise SettingsError(f"unit {index}: unknown key {sorted(unknown)[0]!r}; known are {', '.join(sorted(known))}")
-    if missing := {"name", "seconds", "tensors"} - set(unit):
-        raise SettingsError(f"unit {index}: {sorted(missing)[0]!r} is missing")
-    name, seconds, given = str(unit["name"]), float(unit["seconds"]), unit["tensors"]
-    named = given if isinstance(given, Mapping) else {f"{name}.{i}": nbytes for i, nbytes in enumerate(given)}
-    tensors = {str(key): int(nbytes) for key, nbytes in named.items()}
-    transient, shares = int(unit.get("transient_bytes", 0)), unit.get("tensor_seconds")
-    if seconds < 0 or transient < 0 or any(nbytes < 0 for nbytes in tensors.values()):
-        raise SettingsError(f"unit {name!r}: seconds and bytes cannot be negative")
-    if shares is not None and len(shares) != len(tensors):
-        raise SettingsError(f"unit {name!r}: {len(shares)} tensor_seconds for {len(tensors)} tensors")
-    return name, seconds, tensors, shares, transient, str(unit.get("component", ""))
-
-
-def _pieces_of_unit(
-    boundary: Boundary, seconds: float, tensors: tuple[str, ...], shares: Sequence[float] | None, transient: int
-) -> tuple[Piece, ...]:
-    if not shares or not tensors:
-        return (Piece(boundary, tensors, seconds=seconds, transient_bytes=transient),)
-    places = [boundary] + [
-        Boundary(f"{boundary.module}.{i}", "enter", boundary.occurrence) for i in range(1, len(tensors))
-    ]
-    scale = seconds / sum(shares) if sum(shares) else 0.0
-    parts = [share * scale for share in shares] if scale else [seconds / len(tensors)] * len(tensors)
-    return tuple(
-        Piece(place, (tensor,), seconds=part, transient_bytes=transient)
-        for place, tensor, part in zip(places, tensors, parts, strict=True)
-    )
+    >>> call_name("a", 0), call_name("a", 1), call_name("a", 1, {"a#2"})
+    ('a', 'a#2', 'a#3')
+    """
+    name = block if occurrence == 0 else f"{block}#{occurrence + 1}"
+    return name if name not in taken else call_name(block, occurrence + 1, taken)

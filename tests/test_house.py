@@ -15,11 +15,11 @@ import taskgraph_offload
 ROOT = Path(__file__).parent.parent
 
 # These sit on top of all three packages: the front door resolves its names lazily, the command line just uses them.
-ABOVE = ("taskgraph_offload/__init__.py", "taskgraph_offload/__main__.py", "taskgraph_offload/cli.py")
+ABOVE = ("taskgraph_offload/__init__.py", "taskgraph_offload/__main__.py", "taskgraph_offload/cli/")
 CORE = sorted(
     str(path.relative_to(ROOT))
     for path in (ROOT / "taskgraph_offload").rglob("*.py")
-    if str(path.relative_to(ROOT)) not in ABOVE
+    if not str(path.relative_to(ROOT)).startswith(ABOVE)
 )
 PLANNER = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "planner").rglob("*.py"))
 STRATEGIES = [path for path in PLANNER if path.startswith("planner/strategies/")]

@@ -54,6 +54,13 @@ EDITS = [
     (r"\"a.0\"\]", '"b.0"]', "fingerprint|edited"),
     (r"fingerprint: .*", "fingerprint: 0", "fingerprint"),
     (r"taskgraph_offload: 1", "taskgraph_offload: 99", "version"),
+    (r"taskgraph_offload: 1", "taskgraph_offload: 1\nextra: 1", "extra"),
+    (r'"step_seconds": [^,]*', '"step_seconds": 99.0', "bound"),
+    (r'"step_seconds": [^,]*', '"step_seconds": -1', "step_seconds"),
+    (r'"step_seconds": [^,]*', '"step_seconds": .nan', "step_seconds"),
+    (r'"latency_seconds": [^,]*', '"latency_seconds": x', "latency_seconds"),
+    (r'"enter", 0', '"sideways", 0', "sideways"),
+    (r'"enter", 0', '"enter", 7', "fingerprint"),
 ]
 
 
@@ -68,6 +75,52 @@ def test_an_edited_plan_is_refused_with_what_is_wrong(pattern, replacement, name
     with pytest.raises(tgo.PlanError, match=names) as refused:
         tgo.Plan.load(tmp_path / "plan.yaml")
     assert "plan.yaml" in str(refused.value)
+
+
+# The same, by one who also writes a fitting fingerprint: what makes no sense must still be refused.
+TAMPERED = [
+    (r'\["a.0", 512', '["a.0", -512', "nbytes"),
+    (r'\["a.0", 512', '["a.0", "512"', "nbytes"),
+    (r'\["a.0", 512', '["b.0", 512', "twice"),
+    (r'\[\["a", "enter", 0\], \["a.0"\]', '[["a", "enter", 0], [["a.0"]]', "reads"),
+    (r'\[\["a", "enter", 0\], \["a.0"\]', '[["a", "enter", 0], ["zz"]', "zz"),
+    (r"0, 0.001\]", "-5, 0.001]", "transient_bytes"),
+    (r"0.001\]", ".inf]", "seconds"),
+    (r'"a", "a", ""', '"b", "a", ""', "twice"),
+    (r"source: .*", "source: [1]", "source"),
+    (r"calls:[^$]*activations", "calls: []\n  activations", "no call"),
+]
+
+
+@pytest.mark.parametrize(("pattern", "replacement", "names"), TAMPERED, ids=[edit[1][:30] for edit in TAMPERED])
+def test_a_tampered_trace_is_refused_even_with_a_fitting_fingerprint(pattern, replacement, names, monkeypatch):
+    text = print_file(plan_of(trace_of([512] * 4), 1024, "layerwise"))
+    edited, count = re.subn(pattern, replacement, text)
+    assert count, "the edit must hit"
+    fingerprint = re.search(r'fingerprint: "(\w+)"', text)[1]
+    monkeypatch.setattr(tgo.Trace, "fingerprint", fingerprint)
+    with pytest.raises(tgo.PlanError, match=names):
+        parse_file(edited)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1, max_size=4))
+def test_any_names_survive_the_file(names):
+    """Spaces, quotes, line ends, control characters, emoji, marks that mean something in the text form."""
+    trace = tgo.Trace.from_units({"name": n, "seconds": 1e-3, "tensors": {f"{n} w": 512}} for n in names)
+    plan = plan_of(trace, "1MiB", "sequential")
+    assert parse_file(print_file(plan)) == plan
+
+
+def test_a_plan_is_saved_through_a_link_and_into_a_new_folder(tmp_path):
+    plan = plan_of(trace_of([512] * 2), 1024, "sequential")
+    (tmp_path / "link.yaml").symlink_to(tmp_path / "new" / "plan.yaml")
+    plan.save(tmp_path / "link.yaml")
+    assert (tmp_path / "link.yaml").is_symlink()
+    assert tgo.Plan.load(tmp_path / "new" / "plan.yaml") == plan
+    (tmp_path / "file").write_text("")
+    with pytest.raises(tgo.PlanError, match=r"cannot be written to .*file/plan"):
+        plan.save(tmp_path / "file" / "plan.yaml")
 
 
 def small_model(width: int = 8, names: tuple[str, ...] = ("first", "second")) -> torch.nn.Module:
@@ -113,7 +166,25 @@ def test_a_tie_that_was_cut_is_another_model(tmp_path):
     plan.save(tmp_path / "plan.yaml")
     tgo.Plan.load(tmp_path / "plan.yaml", model)
     model.second.weight = torch.nn.Parameter(model.first.weight.detach().clone())
-    with pytest.raises(tgo.PlanError, match=r"second\.weight.*tied|tied.*second\.weight"):
+    with pytest.raises(tgo.PlanError, match=r"first\.weight.*tied to second\.weight in the plan"):
+        tgo.Plan.load(tmp_path / "plan.yaml", model)
+
+
+def test_a_tie_that_was_made_is_another_model(tmp_path):
+    model = small_model()
+    plan_of(traced_by_hand(model), "1MiB", "sequential").save(tmp_path / "plan.yaml")
+    model.second.weight = model.first.weight
+    with pytest.raises(tgo.PlanError, match=r"first\.weight.*tied to second\.weight in the model"):
+        tgo.Plan.load(tmp_path / "plan.yaml", model)
+
+
+def test_two_halves_of_one_storage_are_no_tie(tmp_path):
+    model = small_model()
+    model.second.weight = model.first.weight
+    plan_of(tied_trace(model), "1MiB", "sequential").save(tmp_path / "plan.yaml")
+    slab = torch.zeros(16, 8)
+    model.first.weight, model.second.weight = torch.nn.Parameter(slab[:8]), torch.nn.Parameter(slab[8:])
+    with pytest.raises(tgo.PlanError, match=r"first\.weight"):
         tgo.Plan.load(tmp_path / "plan.yaml", model)
 
 

@@ -40,10 +40,12 @@ def test_budgets_as_people_write_them(written, nbytes):
 def test_a_share_of_the_weights_leaves_activations_on_top():
     trace = trace_of([1000] * 10, transient_bytes=77)
     planner = tgo.Planner.for_trace(trace, "30%", strategy="sequential", machine=SLOW_LINK)
-    assert planner.budget_bytes == 3000 + 77
+    assert planner.budget_bytes == 3072 + 77  # every weight has a seat of a multiple of 512 bytes
 
 
-@pytest.mark.parametrize("budget", [0, -1, float("nan"), float("inf"), "", "12 apples", "-3GiB", "0%", True, None, [1]])
+@pytest.mark.parametrize(
+    "budget", [0, -1, float("nan"), float("inf"), 10**400, "", "12 apples", "-3GiB", "9" * 400, "0%", True, None, [1]]
+)
 def test_a_budget_that_is_none_is_one_clear_error(budget):
     with pytest.raises(tgo.SettingsError, match="budget"):
         tgo.Planner(model_of(), budget, inputs=INPUTS)
@@ -61,6 +63,7 @@ def test_a_budget_that_is_none_is_one_clear_error(budget):
         ({"strategy": "model", "writeback": 1}, "writeback"),
         ({"machine": "rtx9999"}, "rtx9999.*rtx4090"),
         ({"strategy": "sequential", "margin": "much"}, "margin"),
+        ({"strategy": "sequential", "margin": -1}, "margin -1"),
     ],
 )
 def test_settings_that_make_no_sense_are_named(settings, names):
@@ -100,6 +103,38 @@ def test_a_budget_too_small_says_what_would_do_for_this_strategy_and_for_the_bes
         plan_of(trace, smallest - 512, strategy)
     if strategy == "resident":
         assert "would do with" in str(refused.value)
+
+
+def test_all_of_the_weights_is_enough_to_keep_them():
+    for sizes in ([100] * 7, [64 * 64 * 4, 64 * 4] * 4):
+        trace = trace_of(sizes, transient_bytes=77)
+        plan = plan_of(trace, "100%", "resident")
+        assert len(plan.residents) == len(sizes)
+
+
+UNITS = [
+    (None, "list of dicts"),
+    (3, "list of dicts"),
+    ([], "at least one"),
+    ([5], "no dict"),
+    ([{"name": "a", "seconds": 1}], "tensors"),
+    ([{"name": "a", "seconds": "x", "tensors": []}], "seconds"),
+    ([{"name": "a", "seconds": float("nan"), "tensors": []}], "seconds"),
+    ([{"name": "a", "seconds": 1, "tensors": 5}], "tensors"),
+    ([{"name": "a", "seconds": 1, "tensors": ["x"]}], "tensor"),
+    ([{"name": "a", "seconds": 1, "tensors": [1.5]}], "whole number"),
+    ([{"name": "a", "seconds": 1, "tensors": [-1]}], "tensor"),
+    ([{"name": "a", "seconds": 1, "tensors": [1], "tensor_seconds": [-1]}], "tensor_seconds"),
+    ([{"name": "a", "seconds": 1, "tensors": [1], "tensor_seconds": [1, 1]}], "2 tensor_seconds for 1"),
+    ([{"name": "a", "seconds": 1, "tensors": [1], "speed": 2}], "speed"),
+    ([{"name": n, "seconds": 1, "tensors": {"w": s}} for n, s in (("a", 1), ("b", 2))], "elsewhere"),
+]
+
+
+@pytest.mark.parametrize(("units", "names"), UNITS)
+def test_units_that_make_no_sense_are_named(units, names):
+    with pytest.raises(tgo.SettingsError, match=names):
+        tgo.Trace.from_units(units)
 
 
 def test_a_margin_is_left_free():

@@ -97,6 +97,16 @@ def test_model_with_writeback_pays_both_ways():
     assert plan.predict().step_seconds > plan_of(units_of_two_components(), 2 * BYTES, "model").predict().step_seconds
 
 
+def test_model_keeps_a_component_that_ends_one_cycle_and_begins_the_next():
+    """a, b, a: the second a goes on as the first one of the next cycle, so each step swaps twice, not three times."""
+    trace = tgo.Trace.from_units(
+        {"name": n, "seconds": COMPUTE, "tensors": {f"{n}.0": BYTES}, "component": n} for n in ("a", "b", "a")
+    )
+    plan = plan_of(trace, BYTES, "model")
+    assert [task.name for task in plan.tasks if task.kind == "h2d"] == ["b", "a"]
+    assert plan.predict(6).step_seconds == pytest.approx(2 * BYTES / 1e9 + 3 * COMPUTE)
+
+
 def test_model_of_one_component_is_loaded_whole_before_it_starts_and_stays():
     timeline = plan_of(trace_of([BYTES] * 4, COMPUTE), 4 * BYTES, "model").predict()
     assert timeline.cold_seconds == pytest.approx(4 * BYTES / 1e9 + 4 * COMPUTE)
@@ -192,6 +202,16 @@ def test_the_cases_figures_are_reproduced(case):
                 trace, f"{budget['budget_bytes']}B", strategy=strategy, machine=machine, **options
             )
             assert planner.plan().predict(8).step_seconds == pytest.approx(expected, rel=0.02), (key, budget)
+
+
+@pytest.mark.parametrize("strategy", strategies.names())
+def test_where_nothing_can_stream_every_strategy_keeps_all_or_says_what_would_do(strategy):
+    trace = trace_of([512] * 2)
+    fixed = tgo.Trace(trace.weights, trace.calls, fixed={name: "changed by the forward" for name in trace.weights})
+    with pytest.raises(tgo.BudgetError) as refused:
+        plan_of(fixed, 1, strategy)
+    plan = plan_of(fixed, refused.value.smallest_bytes, strategy)
+    assert len(plan.residents) == 2
 
 
 def test_machines_are_compared_on_the_same_plan():

@@ -27,12 +27,22 @@ def schedule(problem: Problem, *, writeback: bool = False) -> Schedule:
     runs = [list(run) for _, run in groupby(range(len(problem.needs)), lambda i: problem.trace.calls[i].component)]
     if len(runs) == 1:
         return Schedule(problem.groups, frozenset(problem.groups), problem.computes, loads_first=True)
-    needs = [list(dict.fromkeys(name for index in run for name in problem.needs[index])) for run in runs]
+    calls = problem.trace.calls
+    stays_round = calls[0].component == calls[-1].component  # the last run goes on in the next cycle's first one
+    needs = [_needs(problem, [*run, *runs[0]] if stays_round and run is runs[-1] else run) for run in runs]
     steady: list[Task] = []
     for position, run in enumerate(runs):
-        first, previous = problem.computes[run[0]], problem.computes[runs[position - 1][-1]]
-        steady += [Task("h2d", name, after=previous.name, before=first.name) for name in needs[position]]
+        first, last = problem.computes[run[0]].name, problem.computes[run[-1]].name
+        previous = problem.computes[runs[position - 1][-1]].name
+        if not (stays_round and position == 0):
+            steady += [Task("h2d", name, after=previous, before=first) for name in needs[position]]
         steady += [problem.computes[index] for index in run]
-        if writeback:
-            steady += [Task("d2h", name, after=problem.computes[run[-1]].name) for name in needs[position]]
+        if writeback and not (stays_round and run is runs[-1]):
+            leaving = needs[-1] if stays_round and position == 0 else needs[position]
+            steady += [Task("d2h", name, after=last) for name in leaving]
     return Schedule(problem.groups, frozenset(), tuple(steady), loads_first=True)
+
+
+def _needs(problem: Problem, run: list[int]) -> list[str]:
+    """The groups that a run of calls reads."""
+    return list(dict.fromkeys(name for index in run for name in problem.needs[index]))
