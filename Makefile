@@ -7,7 +7,7 @@
 #   make clean    remove what these targets made
 
 PYTHON ?= python3
-DEMO ?= examples/quickstart.py
+DEMO ?= examples/compare_strategies.py
 WORKERS ?= 2
 
 VENV := .venv

@@ -10,10 +10,11 @@ Looks at module names and at what was recorded. Never runs anything.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import groupby
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -76,14 +77,20 @@ def choose_blocks(model: nn.Module, needs: Needs, weights: Mapping[str, Weight])
     return _Chooser(model, needs, weights).choose()
 
 
-def match_blocks(patterns: Sequence[str], needs: Needs) -> list[str]:
-    """The called modules whose names match; of two within each other, the outer one."""
-    if isinstance(patterns, str):
-        raise SettingsError(
-            f"blocks={patterns!r} is a string; give a list of name patterns, as in blocks=[{patterns!r}]"
-        )
+def check_patterns(patterns: Any) -> None:
+    """Raise if `blocks=` is not a list of name patterns."""
+    if isinstance(patterns, str) or not isinstance(patterns, Collection):
+        example = patterns if isinstance(patterns, str) else "layers.*"
+        raise SettingsError(f"blocks={patterns!r}: give a list of name patterns, as in blocks=[{example!r}]")
     if not patterns:
         raise SettingsError("blocks=[] names no module; give name patterns, as in blocks=['layers.*'], or leave it out")
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise SettingsError(f"blocks= holds {pattern!r}; give name patterns only, as in blocks=['layers.*']")
+
+
+def match_blocks(patterns: Sequence[str], needs: Needs) -> list[str]:
+    """The called modules whose names match; of two within each other, the outer one."""
     called = [name for name in needs.own if name]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in called):
@@ -163,6 +170,7 @@ class Folded:
 def fold(segments: Sequence[Segment], blocks: Sequence[str]) -> Folded:
     """Fold recorded segments into calls of blocks, and what runs between them."""
     calls: list[Call] = []
+    names: list[str] = []
     runs: list[list[int]] = []
     for region in _kept(list(_regions(segments, set(blocks))), segments):
         parts = _parts(region, segments) if region.block is not None else [region.segments]
@@ -170,7 +178,8 @@ def fold(segments: Sequence[Segment], blocks: Sequence[str]) -> Folded:
         pieces = tuple(
             _piece(place, [segments[i] for i in part]) for place, part in zip(boundaries, parts, strict=True)
         )
-        calls.append(Call(_name(region, calls), region.block, pieces))
+        names.append(_name(region, names))
+        calls.append(Call(names[-1], region.block, pieces))
         runs += parts
     piece_of = {segment: piece for piece, run in enumerate(runs) for segment in run}
     return Folded(tuple(calls), tuple(piece_of[i] for i in range(len(segments))))
@@ -258,10 +267,11 @@ def _piece(boundary: Boundary, run: Sequence[Segment]) -> Piece:
     )
 
 
-def _name(region: Region, calls: Sequence[Call]) -> str:
-    if region.block is None:
-        return f"{calls[-1].name}:after" if calls else ":start"
-    return call_name(region.block or "model", region.boundary.occurrence)
+def _name(region: Region, names: Sequence[str]) -> str:
+    """A name of the call that none before it has."""
+    if region.block is not None:
+        return call_name(region.block or "model", region.boundary.occurrence, names)
+    return call_name(f"{names[-1]}:after" if names else ":start", 0, names)
 
 
 def _follow(stack: list[str], boundary: Boundary) -> None:

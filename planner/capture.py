@@ -22,8 +22,8 @@ from taskgraph_offload.errors import OffloadError, SettingsError, TraceError
 from taskgraph_offload.trace import Trace
 
 from .backup import Backup
-from .blocks import Needs, always_resident, choose_blocks, fold, lasting, match_blocks
-from .fakes import Fakes
+from .blocks import Needs, always_resident, check_patterns, choose_blocks, fold, lasting, match_blocks
+from .fakes import Fakes, assert_none_left
 from .inputs import Inputs, example_of, read_inputs
 from .recorder import Life, Recorder, Segment, boundaries_reported
 from .storages import Storages
@@ -68,10 +68,8 @@ def capture(
     >>> [(call.name, call.reads) for call in trace.calls]
     [('0', ('0.bias', '0.weight')), ('0:after', ()), ('2', ('2.bias', '2.weight'))]
     """
-    if not isinstance(model, nn.Module):
-        raise SettingsError(f"only a torch.nn.Module can be traced, not a {type(model).__name__}")
-    if not callable(getattr(model, entry, None)):
-        raise SettingsError(f"entry={entry!r}: {type(model).__name__} has no such method")
+    _check_arguments(model, entry, blocks)
+    _check_modules(model)
     storages = Storages(model)
     recording = _recording(model, storages, inputs, entry, blocks)
     folded = fold(recording.segments, recording.blocks)
@@ -84,6 +82,32 @@ def capture(
         source=recording.source,
         fixed=always_resident(folded.calls),
     )
+
+
+def _check_arguments(model: Any, entry: Any, blocks: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise SettingsError(f"only a torch.nn.Module can be traced, not a {type(model).__name__}")
+    if not isinstance(entry, str) or not callable(getattr(model, entry, None)):
+        raise SettingsError(f"entry={entry!r}: {type(model).__name__} has no such method")
+    if blocks is not None:
+        check_patterns(blocks)
+
+
+def _check_modules(model: nn.Module) -> None:
+    """Refuse modules whose weights are not where stand-ins can take their place, before anything is touched."""
+    for name, module in model.named_modules():
+        who = f"{type(model).__name__}.{name}".rstrip(".")
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TraceError(
+                f"{who} is a torch.jit.ScriptModule, whose weights are out of reach in C++; "
+                "give the module that it was scripted or traced from"
+            )
+        wrappers = [*vars(module).values(), *module._forward_pre_hooks.values()]
+        if any(getattr(type(wrapper), "is_offloading", False) is True for wrapper in wrappers):
+            raise SettingsError(
+                f"{who} is attached to an Executor, so it cannot be traced: "
+                "detach the executor (or leave its `with` block) first"
+            )
 
 
 def _recording(
@@ -99,9 +123,20 @@ def _recording(
         if inputs is not None:
             with nullcontext() if given is not None else suppress(TraceError):
                 recorder, source = _run(model, storages, inputs, entry)
+                _check_use(model, entry, recorder.segments)
                 return Recording(recorder.segments, recorder.lives, blocks_of(Needs.of(recorder.segments)), source)
         chosen = blocks_of(Needs.owned(model, storages.names_of))
-        return Recording(symbolic_segments(model, storages, entry, chosen), [], chosen, "symbolic")
+        segments = symbolic_segments(model, storages, entry, chosen)
+        _check_use(model, entry, segments)
+        return Recording(segments, [], chosen, "symbolic")
+
+
+def _check_use(model: nn.Module, entry: str, segments: Sequence[Segment]) -> None:
+    if not any(segment.uses_weights for segment in segments):
+        raise TraceError(
+            f"{type(model).__name__}.{entry} was run, and nothing of the weights was read: is it a generator, or does "
+            "it run in another thread? Give the method that does the work here and now, as in entry='forward'"
+        )
 
 
 def _run(model: nn.Module, storages: Storages, inputs: Inputs, entry: str) -> tuple[Recorder, Literal["fake", "real"]]:
@@ -123,9 +158,11 @@ def _run(model: nn.Module, storages: Storages, inputs: Inputs, entry: str) -> tu
 def _run_on_fakes(model: nn.Module, storages: Storages, inputs: Inputs, entry: str) -> Recorder:
     fakes = Fakes(storages)
     recorder = Recorder(fakes.weights_of, replace=fakes.of_weight_or_other)
-    with untouched(model), _collector_paused(), _fakes_quiet():
-        fakes.take_the_place_of_weights(model)
-        _record(model, entry, inputs, fakes.of_input, recorder, fakes.mode)
+    try:
+        with _collector_paused(), untouched(model), _fakes_quiet(), fakes.take_the_place_of_weights(model):
+            _record(model, entry, inputs, fakes.of_input, recorder, fakes.mode)
+    finally:
+        assert_none_left(model)
     return recorder
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from torch._subclasses.fake_tensor import (
     unset_fake_temporarily,
 )
 
-from taskgraph_offload.weights import Group, extent_of
+from taskgraph_offload.errors import TraceError
+from taskgraph_offload.weights import Group, extent_of, named_tensors
 
 from .operators import storage_key, storage_of
 from .storages import Storages
@@ -35,14 +37,22 @@ class Fakes:
             self._bytes = {group.weight.name: _empty_bytes(group, self.device) for group in storages.groups}
         self._names = {storage_key(base): (name,) for name, base in self._bytes.items()}
 
-    def take_the_place_of_weights(self, model: nn.Module) -> None:
-        """Put fakes where the modules keep their parameters and buffers."""
-        for module in model.modules():
-            tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-            for held in tables:
-                for name, tensor in held.items():
+    @contextmanager
+    def take_the_place_of_weights(self, model: nn.Module) -> Iterator[None]:
+        """Put fakes where the modules keep their parameters and buffers; in the end, put the very same ones back."""
+        tables: list[dict[str, Any]] = [t for module in model.modules() for t in (module._parameters, module._buffers)]
+        before = [dict(table) for table in tables]
+        try:
+            for table in tables:
+                for name, tensor in list(table.items()):
                     if tensor is not None:
-                        held[name] = self.of_weight_or_other(tensor)
+                        table[name] = self.of_weight_or_other(tensor)
+            yield
+        finally:
+            for table, tensors in zip(tables, before, strict=True):
+                for name in set(table) - set(tensors):
+                    del table[name]
+                table.update(tensors)
 
     def of_input(self, tensor: Tensor) -> Tensor:
         """A fake on the model's device of a tensor that the caller hands in."""
@@ -85,6 +95,16 @@ class Fakes:
             number = tensor.clone()  # what changes the fake may compute on the number
         fake: Tensor = self.mode.fake_tensor_converter.from_real_tensor(self.mode, number, make_constant=True)
         return fake
+
+
+def assert_none_left(model: nn.Module) -> None:
+    """Raise if a module still shows a fake where it should keep a parameter or buffer."""
+    for name, tensor in named_tensors(model):
+        if isinstance(tensor, FakeTensor):
+            raise TraceError(
+                f"{name!r} of {type(model).__name__} is kept where it cannot be put back after tracing, and is lost: "
+                "load the model again, and keep its parameters and buffers as plain torch.nn.Module does"
+            )
 
 
 def _empty_bytes(group: Group, device: torch.device) -> Tensor:

@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from taskgraph_offload.errors import SettingsError
 
 from .operators import tensors_in
+from .untouched import everything_below
 
 Convert = Callable[[Tensor], Tensor]
 
@@ -28,6 +30,7 @@ class Inputs:
         """A deep copy in which every tensor, also one inside a cache or a custom object, is converted once."""
         tree = (self.args, dict(self.kwargs or {}))
         memo: dict[int, Any] = {id(tensor): convert(tensor) for tensor in tensors_in(tree)}
+        memo |= {id(one): _cloned(one) for one in everything_below([tree]) if isinstance(one, torch.Generator)}
         with _ConvertCopies(convert):
             args, kwargs = copy.deepcopy(tree, memo)
         return Inputs(args, kwargs)
@@ -46,7 +49,7 @@ class Inputs:
 def read_inputs(given: Any) -> Inputs:
     """Inputs from a tuple or list (positional), a mapping (by keyword), a tensor, or a function that returns one."""
     if callable(given) and not isinstance(given, Mapping | Tensor):
-        given = given()
+        given = _called(given)
     if isinstance(given, Tensor):
         return Inputs((given,))
     if isinstance(given, Mapping):
@@ -82,6 +85,20 @@ class _ConvertCopies(TorchFunctionMode):
         if id(tensor) not in memo:
             memo[id(tensor)] = self.convert(tensor)
         return memo[id(tensor)]
+
+
+def _called(function: Callable[[], Any]) -> Any:
+    try:
+        return function()
+    except Exception as error:
+        raise SettingsError(f"inputs= is a function that failed: {type(error).__name__}: {error}") from error
+
+
+def _cloned(generator: torch.Generator) -> torch.Generator:
+    """Another one that gives the same numbers."""
+    clone = torch.Generator(generator.device)
+    clone.set_state(generator.get_state())
+    return clone
 
 
 def _short(value: Any) -> str:

@@ -140,9 +140,10 @@ class Recorder(TorchDispatchMode):
         for tensors, weights in ((effect.reads, segment.reads), (effect.writes, segment.writes)):
             for tensor in tensors:
                 self._note_use(tensor, weights)
+        given = set() if func is aten.lift_fresh.default else set(map(storage_key, tensors_in((args, kwargs))))
         for tensor in tensors_in(out):
-            if not self.weights_of(tensor):
-                self._life_of(tensor, len(self.segments) - 1)
+            if not self.weights_of(tensor):  # a view of what nobody made in the forward was there before it
+                self._life_of(tensor, INPUT if storage_key(tensor) in given else len(self.segments) - 1)
         segment.flops += effect.flops
         if effect.flops:
             segment.flop_bytes += effect.moved_bytes
@@ -168,9 +169,16 @@ class Recorder(TorchDispatchMode):
             life = Life(storage.nbytes(), producer)
             self._live[key] = (life, weakref.ref(storage, partial(self._end, key)))
             self.lives.append(life)
-            self._live_bytes += life.nbytes
-            self.segments[-1].peak_bytes = max(self.segments[-1].peak_bytes, self._live_bytes)
+            self._count(life)
         return self._live[key][0]
+
+    def _count(self, life: Life) -> None:
+        """Add a new life to the peaks; what was there before the forward, to those of all segments so far."""
+        self._live_bytes += life.nbytes
+        if life.producer == INPUT:
+            for segment in self.segments:
+                segment.peak_bytes += life.nbytes
+        self.segments[-1].peak_bytes = max(self.segments[-1].peak_bytes, self._live_bytes)
 
     def _end(self, key: int, _: Any) -> None:
         """A storage is gone. What a module returns from drops before the next operator was gone when it returned."""

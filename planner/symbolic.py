@@ -37,8 +37,8 @@ def _graph(model: nn.Module, entry: str, blocks: Sequence[str]) -> fx.Graph:
         which = "" if entry == "forward" else f", entry={entry!r}"
         raise TraceError(
             f"{type(model).__name__}.{entry} has no inputs to be traced with: give those of one run, as in "
-            f"capture(model, inputs={{'x': torch.zeros(2, 16, device='meta')}}{which}), a dict by name or a tuple by "
-            f"position. Without them: {type(error).__name__}: {_first_line(error)}"
+            f"Planner(model, ..., inputs={{'x': torch.zeros(2, 16, device='meta')}}{which}), a dict by name or a tuple "
+            f"by position. Without them: {type(error).__name__}: {_first_line(error)}"
         ) from error
 
 

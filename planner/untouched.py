@@ -1,31 +1,48 @@
 """Leave a model, and the random number generators, as they were found.
 
-A forward may keep things: a cache on a module, a computed weight as a plain attribute, a position in a list.
+A forward may keep things: a cache on a module, a computed weight as a plain attribute, a position in a list. Whatever
+can be reached from the model is remembered by reference, except arrays of numbers, which are copied.
 """
 
 from __future__ import annotations
 
 import random
 import sys
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from functools import partial
+from logging import Logger
+from types import BuiltinFunctionType, CellType, FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-DEPTH = 4  # how deep below a module's attributes to look for containers
-OPAQUE = (type, ModuleType, FunctionType, MethodType, BuiltinFunctionType, Tensor, nn.Module, str, bytes, int, float)
+OPAQUE = (type, ModuleType, Logger, str, bytes, int, float, complex, type(None))  # belong to others, or cannot change
+IN_CODE = (FunctionType, staticmethod, classmethod, property)
+CONTAINERS = (OrderedDict, dict, list, deque, set, frozenset, tuple)
+REFERENCES: dict[type, tuple[str, ...]] = {
+    FunctionType: ("__closure__", "__defaults__", "__kwdefaults__"),
+    MethodType: ("__self__", "__func__"),
+    BuiltinFunctionType: ("__self__",),
+    CellType: ("cell_contents",),
+    partial: ("func", "args", "keywords"),
+}
+MISSING = object()
 
 Undo = Callable[[], None]
 
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Whatever happens inside, the modules' attributes and cached functions end as they began."""
-    undos = [*_attributes(model), _caches(model)]
+    """Whatever happens inside, all that hangs on the model and its classes' cached functions end as they began."""
+    classes = {base for module in model.modules() for base in type(module).__mro__ if base not in nn.Module.__mro__}
+    kept_by_classes = [value for cls in classes for value in vars(cls).values() if not isinstance(value, IN_CODE)]
+    things = everything_below([model, *kept_by_classes])
+    undos = [undo for thing in things for undo in _undos(thing)]
+    undos += [_emptied(function) for function in _cached_functions(classes)]
     try:
         yield
     finally:
@@ -36,103 +53,174 @@ def untouched(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def same_random_numbers(device: torch.device) -> Iterator[None]:
     """Whatever happens inside, the next random number is the one that would have come anyway."""
-    undo = _random_state()
+    python, numbers = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             yield
     finally:
-        undo()
-
-
-def _attributes(model: nn.Module) -> list[Undo]:
-    """For each module and each container that hangs on one: how to put its present content back."""
-    undos: list[Undo] = []
-    seen: set[int] = set()
-    for module in model.modules():
-        _remember(vars(module), seen, undos, DEPTH)
-    return undos
-
-
-def _remember(value: Any, seen: set[int], undos: list[Undo], depth: int) -> None:
-    if depth < 0 or id(value) in seen or isinstance(value, OPAQUE):
-        return
-    seen.add(id(value))
-    if isinstance(value, dict):
-        undos.append(_restore_mapping(value, dict(value)))
-        _remember_each(dict.values(value), seen, undos, depth)
-    elif isinstance(value, list | deque | set):
-        undos.append(_restore_collection(value, list(value)))
-        _remember_each(value, seen, undos, depth)
-    elif isinstance(value, tuple):
-        _remember_each(value, seen, undos, depth)
-    elif isinstance(getattr(value, "__dict__", None), dict):
-        _remember(value.__dict__, seen, undos, depth - 1)
-
-
-def _remember_each(values: Any, seen: set[int], undos: list[Undo], depth: int) -> None:
-    for value in list(values):
-        _remember(value, seen, undos, depth - 1)
-
-
-def _restore_mapping(mapping: dict[Any, Any], before: dict[Any, Any]) -> Undo:
-    def undo() -> None:
-        same = len(mapping) == len(before) and all(
-            now is then and mapping[now] is before[then] for now, then in zip(mapping, before, strict=True)
-        )
-        if not same:
-            mapping.clear()
-            mapping.update(before)
-
-    return undo
-
-
-def _restore_collection(collection: Any, before: list[Any]) -> Undo:
-    def undo() -> None:
-        if len(collection) != len(before) or any(now is not then for now, then in zip(collection, before, strict=True)):
-            collection.clear()
-            (collection.update if isinstance(collection, set) else collection.extend)(before)
-
-    return undo
-
-
-def _caches(model: nn.Module) -> Undo:
-    """How to empty the function caches (`functools.lru_cache`) of the model's classes that a forward has filled."""
-    classes = {base for module in model.modules() for base in type(module).__mro__ if base not in nn.Module.__mro__}
-    spaces: list[Mapping[str, Any]] = [vars(cls) for cls in classes]
-    spaces += [vars(module) for cls in classes if (module := sys.modules.get(cls.__module__))]
-    found = [value for space in spaces for value in list(space.values())]
-    functions = {id(cached): cached for value in found for cached in _cached_functions(value, DEPTH)}
-    misses = {key: function.cache_info().misses for key, function in functions.items()}
-
-    def undo() -> None:
-        for key, function in functions.items():
-            if function.cache_info().misses != misses[key]:
-                function.cache_clear()
-
-    return undo
-
-
-def _cached_functions(value: Any, depth: int) -> Iterator[Any]:
-    """The cached functions that a function is, wraps or calls."""
-    if hasattr(type(value), "cache_info") and hasattr(type(value), "cache_clear"):
-        yield value
-    elif depth and isinstance(value, FunctionType | staticmethod | classmethod):
-        inner = [getattr(value, "__func__", None), getattr(value, "__wrapped__", None)]
-        for cell in getattr(value, "__closure__", None) or ():
-            with suppress(ValueError):  # an empty cell
-                inner.append(cell.cell_contents)
-        for one in inner:
-            yield from _cached_functions(one, depth - 1)
-
-
-def _random_state() -> Undo:
-    python = random.getstate()
-    numpy = sys.modules.get("numpy")
-    state = numpy.random.get_state() if numpy is not None else None
-
-    def undo() -> None:
         random.setstate(python)
-        if numpy is not None:
-            numpy.random.set_state(state)
+        np.random.set_state(numbers)
+
+
+def everything_below(roots: Iterable[Any]) -> Iterator[Any]:
+    """The roots and all that they hold, however deep, each once: in containers, attributes, slots and closures.
+
+    >>> [thing for thing in everything_below([{"a": [(random.Random,)]}]) if isinstance(thing, tuple)]
+    [(<class 'random.Random'>,)]
+    """
+    waiting, seen = list(roots), dict[int, Any]()
+    while waiting:
+        thing = waiting.pop()
+        if not isinstance(thing, OPAQUE) and id(thing) not in seen:
+            seen[id(thing)] = thing
+            yield thing
+            waiting += _directly_below(thing)
+
+
+def _directly_below(thing: Any) -> Iterator[Any]:
+    kind = _container(thing)
+    if kind is not None:
+        yield from list(kind.__iter__(thing))
+    if isinstance(thing, dict):
+        yield from list(dict.values(thing))
+    for name in REFERENCES.get(type(thing), ()):
+        with suppress(ValueError):  # an empty cell
+            yield getattr(thing, name)
+    if isinstance(thing, np.ndarray) and thing.dtype.hasobject:
+        yield from thing.flat
+    if isinstance(attributes := getattr(thing, "__dict__", None), dict):
+        yield attributes
+    yield from (value for value in _slots(thing).values() if value is not MISSING)
+
+
+def _container(thing: Any) -> Any:
+    """The plain container that a thing is: what its class overrides may do more than hold things."""
+    return next((kind for kind in CONTAINERS if isinstance(thing, kind)), None)
+
+
+def _slots(thing: Any) -> dict[MemberDescriptorType, Any]:
+    if type(thing) in CONTAINERS:
+        return {}
+    kinds = [vars(cls) for cls in type(thing).__mro__ if "__slots__" in vars(cls)]
+    members = [member for kind in kinds for member in kind.values() if isinstance(member, MemberDescriptorType)]
+    return {member: _value_of(member, thing) for member in members}
+
+
+def _value_of(member: MemberDescriptorType, thing: Any) -> Any:
+    try:
+        return member.__get__(thing)
+    except AttributeError:
+        return MISSING
+
+
+def _undos(thing: Any) -> Iterator[Undo]:
+    """How to put the present content of one thing back."""
+    kind = _container(thing)
+    if kind in (OrderedDict, dict):
+        yield _restore_mapping(kind, thing)
+    elif kind in (list, deque, set):
+        yield _restore_collection(kind, thing)
+    elif isinstance(thing, np.ndarray) and thing.flags.writeable and _is_numbers_of_its_own(thing):
+        yield partial(np.copyto, thing, thing.copy())
+    elif isinstance(thing, torch.Generator):
+        yield _restore_state(thing.get_state(), thing.set_state)
+    elif isinstance(thing, random.Random):
+        yield _restore_state(thing.getstate(), thing.setstate)
+    elif isinstance(thing, CellType):
+        yield from _restore_cell(thing)
+    elif _is_cached(thing):
+        yield _emptied(thing)
+    if slots := _slots(thing):
+        yield _restore_slots(thing, slots)
+
+
+def _restore_mapping(kind: Any, mapping: Any) -> Undo:
+    before = list(kind.items(mapping))
+
+    def undo() -> None:
+        now = list(kind.items(mapping))
+        if _same([part for pair in now for part in pair], [part for pair in before for part in pair]):
+            return
+        kind.clear(mapping)
+        for key, value in before:
+            kind.__setitem__(mapping, key, value)
 
     return undo
+
+
+def _restore_collection(kind: Any, collection: Any) -> Undo:
+    before = list(kind.__iter__(collection))
+
+    def undo() -> None:
+        if not _same(list(kind.__iter__(collection)), before):
+            kind.clear(collection)
+            (kind.update if kind is set else kind.extend)(collection, before)
+
+    return undo
+
+
+def _is_numbers_of_its_own(array: Any) -> bool:
+    """Not of a file or a tensor, which may be large."""
+    while isinstance(array, np.ndarray) and not isinstance(array, np.memmap):
+        array = array.base
+    return not isinstance(array, np.memmap | Tensor)
+
+
+def _restore_state(before: Any, restore: Callable[[Any], object]) -> Undo:
+    def undo() -> None:
+        restore(before)
+
+    return undo
+
+
+def _restore_cell(cell: CellType) -> Iterator[Undo]:
+    with suppress(ValueError):  # an empty cell
+        yield partial(setattr, cell, "cell_contents", cell.cell_contents)
+
+
+def _restore_slots(thing: Any, before: Mapping[MemberDescriptorType, Any]) -> Undo:
+    def undo() -> None:
+        for member, now in _slots(thing).items():
+            if before[member] is MISSING and now is not MISSING:
+                member.__delete__(thing)
+            elif before[member] is not now:
+                member.__set__(thing, before[member])
+
+    return undo
+
+
+def _same(now: list[Any], before: list[Any]) -> bool:
+    return len(now) == len(before) and all(one is other for one, other in zip(now, before, strict=True))
+
+
+def _is_cached(thing: Any) -> bool:
+    return hasattr(type(thing), "cache_info") and hasattr(type(thing), "cache_clear")
+
+
+def _emptied(function: Any) -> Undo:
+    """Empty a cached function (`functools.lru_cache`) that a forward has filled."""
+    misses = function.cache_info().misses
+
+    def undo() -> None:
+        if function.cache_info().misses != misses:
+            function.cache_clear()
+
+    return undo
+
+
+def _cached_functions(classes: Iterable[type]) -> Iterator[Any]:
+    """The cached functions that classes, and the modules they are from, hold, wrap or call."""
+    spaces = [vars(space) for cls in classes for space in (cls, sys.modules.get(cls.__module__)) if space is not None]
+    waiting, seen = [value for space in spaces for value in list(space.values())], dict[int, Any]()
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen[id(value)] = value
+        if _is_cached(value):
+            yield value
+        elif isinstance(value, FunctionType | staticmethod | classmethod):
+            waiting += [getattr(value, "__func__", None), getattr(value, "__wrapped__", None)]
+            for cell in getattr(value, "__closure__", None) or ():
+                with suppress(ValueError):  # an empty cell
+                    waiting.append(cell.cell_contents)

@@ -233,9 +233,9 @@ class Coverage:
 
     @property
     def share(self) -> float:
-        """The part of the bytes that are ever read which can stream."""
+        """The part of the bytes that are ever read which can stream: none where there are weights and none is read."""
         read = self.total_bytes - self.unread_bytes
-        return self.block_bytes / read if read else 1.0
+        return self.block_bytes / read if read else float(not self.total_bytes)
 
     def __str__(self) -> str:
         lines = [f"{self.block_bytes:,} of {self.total_bytes:,} bytes in blocks ({self.share:.2%} of what is read)"]

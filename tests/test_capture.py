@@ -143,6 +143,36 @@ def test_what_a_module_was_called_with_is_gone_before_the_next_operator() -> Non
     ]
 
 
+def test_a_plain_tensor_is_there_from_the_start_however_late_it_is_used() -> None:
+    class Late(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + self.table[0]
+
+    model = Late(nn.Linear(4, 100), nn.Linear(100, 2))
+    plain = [call.transient_bytes for call in capture(nn.Sequential(*model), X).calls]
+    model.table = torch.zeros(500, 2)
+    trace = capture(model, X)
+    assert [call.transient_bytes - model.table.nbytes for call in trace.calls[:2]] == plain
+    assert [a.uses for a in trace.activations if a.producer == INPUT and a.nbytes == model.table.nbytes] == [(2,)]
+
+
+def test_calls_of_confusing_modules_have_names_of_their_own() -> None:
+    class Confusing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            for name in ("x", "x#2", "x:after"):
+                self.add_module(name, nn.Linear(4, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for name in ("x", "x#2", "x", "x:after"):
+                x = self._modules[name](x) + 1
+            return x
+
+    names = [call.name for call in capture(Confusing(), X, blocks=["x*"]).calls]
+    assert names[::2] == ["x", "x#2", "x#3", "x:after#2"]
+    assert len(set(names)) == len(names) == 8
+
+
 class Keeper(nn.Module):
     """Keeps things wherever a module can, draws random numbers, and may fail at the end."""
 

@@ -35,7 +35,7 @@ def test_without_inputs_the_models_own_example_is_used_then_a_symbolic_trace() -
     assert capture(net).fingerprint == capture(net, X).fingerprint
     net.dummy_inputs = {"wrong": X}
     assert capture(net).source == "symbolic"
-    with pytest.raises(TraceError, match=r"capture\(model, inputs="):
+    with pytest.raises(TraceError, match=r"Planner\(model, \.\.\., inputs="):
         capture(Choosy())
 
 

@@ -1,0 +1,148 @@
+"""Every strategy on one small diffusion transformer that may use less memory than it has weights.
+
+On the GPU where there is one; else on the CPU, behind a link as slow as makes it hurt. Plans with each strategy, runs
+what was planned, compares every output bit by bit with the plain model's, and draws what happened into out/.
+
+    python examples/compare_strategies.py [--budget 40%] [--steps 4] [--rounds 3] [--out out]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from tiny_dit import make
+
+import taskgraph_offload as tgo
+
+CHOICES: list[tuple[str, dict[str, Any]]] = [
+    ("auto", {}),
+    ("layerwise", {"residents": "spread"}),
+    ("layerwise", {"residents": "leading"}),
+    ("layerwise", {}),
+    ("keep", {}),
+    ("sequential", {}),
+]
+HARD = 1.2  # on the CPU: how many times longer the link takes for all weights than a step computes
+
+
+@dataclass
+class Trial:
+    """One strategy: its plan, how long its steps took, the timeline of its last round, and what went wrong."""
+
+    plan: tgo.Plan
+    seconds: list[float] = field(default_factory=list)
+    timeline: tgo.Timeline | None = None
+    faults: list[str] = field(default_factory=list)
+
+
+def main() -> int:
+    """Compare; the exit status is 1 if an output differs or a budget is passed."""
+    given = arguments()
+    out = Path(given.out)
+    out.mkdir(parents=True, exist_ok=True)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(max(1, torch.get_num_threads() // 2))  # on a CPU the copies need a core too
+    model, inputs = make()
+    with torch.inference_mode():
+        trials, planner = plan_all(model, inputs, given.budget, device)
+        expected = model(*inputs)
+        for number in range(given.rounds):  # in turns, so that a noisy machine is noisy for all
+            for title, trial in trials.items():
+                print(f"\rround {number + 1} of {given.rounds}: {title:<30}", end="", file=sys.stderr, flush=True)
+                run(trial, model, inputs, expected, given.steps, device, link_of(planner.machine, device))
+        print("\r" + " " * 60 + "\r", end="", file=sys.stderr)
+    report(trials, planner, out)
+    faults = [f"{title}: {fault}" for title, trial in trials.items() for fault in trial.faults]
+    print("\n".join(faults) or "every output is bit-identical to the plain model's, and every budget was kept")
+    return 1 if faults else 0
+
+
+def plan_all(model: torch.nn.Module, inputs: Any, budget: str, device: str) -> tuple[dict[str, Trial], tgo.Planner]:
+    """A plan for each strategy, from the times that one first run of the model measured on this machine."""
+    machine = machine_at_hand(model, inputs, device)
+    guess = tgo.Planner(model, budget, inputs=inputs, strategy="layerwise", machine=machine)
+    with tgo.Executor(model, guess.plan(), device=device, link_bytes_per_second=link_of(machine, device)) as executor:
+        for _ in range(4):
+            model(*inputs)
+        planner = guess.calibrate(executor.timeline())
+    trials = {}
+    for name, options in CHOICES:
+        plan = tgo.Planner.for_trace(planner.trace, budget, strategy=name, machine=machine, **options).plan()
+        trials[plan.title] = Trial(plan)
+    return trials, tgo.Planner.for_trace(planner.trace, budget, machine=machine)
+
+
+def machine_at_hand(model: torch.nn.Module, inputs: Any, device: str) -> tgo.Machine:
+    """The GPU as measured; or this CPU, with a link that needs `HARD` times a step for all weights."""
+    if device == "cuda":
+        return tgo.Machine.measure("cuda")
+    seconds = min(timed(model, inputs)[1] for _ in range(4))
+    link = sum(weight.nbytes for weight in model.parameters()) / (HARD * seconds)
+    return tgo.Machine("cpu behind a slow link", link, link, 1e-4, 1e11, 1e10)
+
+
+def link_of(machine: tgo.Machine, device: str) -> float | None:
+    """What the CPU's copies are slowed to; a real link needs no help."""
+    return machine.h2d_bytes_per_second if device == "cpu" else None
+
+
+def run(
+    trial: Trial, model: torch.nn.Module, inputs: Any, expected: Any, steps: int, device: str, link: float | None
+) -> None:
+    """Run a plan for a cold step and some steady ones; check all outputs and the peak."""
+    with tgo.Executor(model, trial.plan, device=device, link_bytes_per_second=link) as executor:
+        for step in range(steps + 1):
+            output, seconds = timed(model, inputs)
+            if not torch.equal(output.cpu(), expected):
+                trial.faults.append(f"step {step} differs from the plain model's")
+            if step:
+                trial.seconds.append(seconds)
+        trial.timeline = executor.timeline()
+        if executor.stats.peak_bytes > trial.plan.budget_bytes:
+            trial.faults.append(f"peak {executor.stats.peak_bytes} over the budget of {trial.plan.budget_bytes}")
+
+
+def timed(model: torch.nn.Module, inputs: Any) -> tuple[Any, float]:
+    """A step's output, and how long it took, the GPU's part included."""
+    begin = time.perf_counter()
+    output = model(*inputs)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return output, time.perf_counter() - begin
+
+
+def report(trials: dict[str, Trial], planner: tgo.Planner, out: Path) -> None:
+    """The table, and the pictures."""
+    steps = {title: median(trial.seconds) for title, trial in trials.items()}
+    rows = [{**row, "measured_step_seconds": steps.get(row["strategy"])} for row in planner.compare(CHOICES).rows]
+    comparison = tgo.Comparison(rows)
+    print(comparison.table(), end="\n\n")
+    comparison.save(out / "comparison.png")
+    planner.sweep(12, ["auto", "keep", "sequential", *CHOICES[1:3]]).save(out / "sweep.png")
+    for title, trial in trials.items():
+        assert trial.timeline is not None
+        name = title.replace(" residents=", "-")
+        tgo.viz.save_timeline(out / f"timeline-{name}.png", trial.plan.predict(), trial.timeline)
+        tgo.viz.save_trace(out / f"trace-{name}.json", trial.plan.predict(), trial.timeline)
+    print(f"pictures and Perfetto traces are in {out}/")
+
+
+def arguments() -> argparse.Namespace:
+    """What the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--budget", default="40%", help="memory: 40%% of the weights, 80MiB, ...")
+    parser.add_argument("--steps", type=int, default=4, help="steady steps in each round")
+    parser.add_argument("--rounds", type=int, default=2, help="how often each strategy runs")
+    parser.add_argument("--out", default="out", help="folder for pictures and traces")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

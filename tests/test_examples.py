@@ -1,0 +1,61 @@
+"""Everything that the README tells a reader to run, run literally; and every example."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = {
+    "quickstart": [],
+    "compare_strategies": ["--rounds", "1", "--steps", "1", "--out", "."],
+    "how_much_memory": ["--steps", "3", "--out", "."],
+    "transformers_llama": [],
+    "diffusers_flux": ["--steps", "2"],
+}
+NO_EXAMPLE = {"tiny_dit"}  # the model of the examples
+
+
+def run(command: list[str], folder: Path) -> str:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    result = subprocess.run(command, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True)
+    assert result.returncode == 0, f"{shlex.join(command)}\n{result.stdout}\n{result.stderr}"
+    return result.stdout
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_example_runs(name, tmp_path):
+    assert run([sys.executable, str(ROOT / "examples" / f"{name}.py"), *EXAMPLES[name]], tmp_path)
+
+
+def test_every_example_is_listed_here():
+    assert {path.stem for path in (ROOT / "examples").glob("*.py")} == {*EXAMPLES, *NO_EXAMPLE}
+
+
+COMMANDS = re.findall(r"^    (taskgraph-offload .*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+
+
+def test_the_readme_has_commands():
+    assert len(COMMANDS) >= 3
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_of_the_readme_works(command):
+    assert "rtx4090" in run(shlex.split(command), ROOT)
+
+
+def test_every_target_of_make_that_the_readme_names_is_there():
+    targets = set(re.findall(r"`?make (\w+)`?", (ROOT / "README.md").read_text()))
+    assert targets >= {"demo", "test"}
+    for target in targets:
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
+
+
+def test_the_pictures_of_the_readme_are_there():
+    pictures = re.findall(r"!\[.*\]\((.*)\)", (ROOT / "README.md").read_text())
+    assert pictures
+    assert all((ROOT / picture).is_file() for picture in pictures)
