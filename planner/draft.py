@@ -1,0 +1,93 @@
+"""A draft: who streams, where in the region, by which copies, and how fast that is. The search compares drafts.
+
+The arena of every draft looks like this:
+
+    |<---- streaming region: a ring ---->|<------ what stays ------>|
+    0                                  room                     capacity
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from taskgraph_offload.machine import Machine
+
+from .copies import Copy, Seat, copies_of
+from .items import Stock
+from .rehearse import steady_seconds
+from .ring import ring
+
+_SLOWER_LINK = 0.7  # a machine is never what was measured:
+_WEIGHT = 0.1  # a plan that also does well on a slower link is worth a little
+_WORTH_A_COPY = (4, 32)  # latencies: a part that takes less time than this travels with its neighbour
+_MANY_COPIES = 0.01  # of the step, in latencies: fewer copies are tried too
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A schedule in numbers. `runs` are items next to each other: one seat each."""
+
+    stock: Stock
+    runs: tuple[tuple[int, ...], ...]
+    seats: tuple[Seat, ...]
+    copies: tuple[Copy, ...]
+    step_seconds: float
+    score: float
+
+    @property
+    def streaming(self) -> frozenset[int]:
+        """The items that do not stay."""
+        return frozenset(index for run in self.runs for index in run)
+
+
+@dataclass(frozen=True)
+class Desk:
+    """Where drafts are made: what there is, the bytes it must fit into, and the machine."""
+
+    stock: Stock
+    capacity: int
+    machine: Machine
+
+    def draft(self, streaming: Sequence[Sequence[int]]) -> Draft | None:
+        """Seat what streams of each unit, and time it; None where it does not fit."""
+        items = self.stock.items
+        streamed = sum(items[index].nbytes for unit in streaming for index in unit)
+        room = self.capacity - (self.stock.nbytes - streamed)
+        placed = ring([[(index, items[index].nbytes) for index in unit] for unit in streaming], room)
+        if placed is None:
+            return None
+        return self._timed([seat for unit in placed for offset, run in unit for seat in self._seats(offset, run)])
+
+    def _seats(self, offset: int, run: Sequence[int]) -> Iterator[tuple[int, tuple[int, ...]]]:
+        """A run cut where one item pays other visits than the next."""
+        for _, members in groupby(run, key=lambda index: self.stock.items[index].visits):
+            part = tuple(members)
+            yield offset, part
+            offset += sum(self.stock.items[index].nbytes for index in part)
+
+    def everything_streams(self) -> Draft | None:
+        """The draft in which nothing stays: needs the least room."""
+        return self.draft(self.stock.everything.items)
+
+    def _timed(self, placed: Sequence[tuple[int, tuple[int, ...]]]) -> Draft | None:
+        """The draft with these runs; where latencies matter, with fewer and larger copies if that is better."""
+        usual, larger = _WORTH_A_COPY
+        draft = self._rehearsed(placed, usual)
+        if draft is None or len(draft.copies) * self.machine.latency_seconds <= _MANY_COPIES * draft.step_seconds:
+            return draft
+        other = self._rehearsed(placed, larger)
+        return other if other is not None and other.score < draft.score else draft
+
+    def _rehearsed(self, placed: Sequence[tuple[int, tuple[int, ...]]], latencies: int) -> Draft | None:
+        """Copies follow from the seats; then the cycle is run on this machine and on a slower one."""
+        items, seconds, machine = self.stock.items, self.stock.seconds, self.machine
+        rate, latency = machine.h2d_bytes_per_second, machine.latency_seconds
+        seats = [Seat(offset, sum(items[i].nbytes for i in run), items[run[0]].visits) for offset, run in placed]
+        copies = copies_of(seats, len(seconds), int(latencies * latency * rate))
+        if copies is None:
+            return None
+        step = steady_seconds(seconds, copies, rate, latency)
+        score = step + _WEIGHT * steady_seconds(seconds, copies, rate * _SLOWER_LINK, latency)
+        return Draft(self.stock, tuple(run for _, run in placed), tuple(seats), tuple(copies), step, score)

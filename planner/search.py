@@ -1,0 +1,98 @@
+"""Searches the draft that streams fastest: candidates of a fluid, rounded to whole items, seated in a ring and timed.
+
+For smaller and smaller items, and for a little less and less than the true capacity:
+
+    candidates     how many bytes of each unit stream, and the pace that this would keep
+    round          which items these are
+    draft          where each has its seat, which copies follow, how long a step takes
+
+The best draft so far spares the search all candidates that could not beat it. Everything else is bounded by counts;
+nothing looks at a clock, so that a plan is the same every time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import inf
+
+from .candidates import Candidate, candidates
+from .draft import Desk, Draft
+from .items import Units
+from .pace import steady_pace
+from .rounding import round_to_items
+from .windows import Cycle
+
+_SET_ASIDE = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)  # of the capacity, in usual items
+_SMALLER = 0.6  # the next limit to an item's bytes
+_MOST_LIMITS = 4
+_ENOUGH = 1.02  # times what is missing: less than that cannot stream through any ring
+_MOST_DRAFTS = 8  # of one capacity
+_LEAST_DRAFTS = 12
+_EFFORT = 40_000  # units and items in all drafts together
+_MANY_LATENCIES = 0.01  # of the pace: then streaming few units wholly may be better than all a little
+
+
+def search(desk: Desk, best: Draft | None = None) -> Draft | None:
+    """The best draft that is found at this desk, or the one to beat."""
+    drafts = max(_LEAST_DRAFTS, _EFFORT // (len(desk.stock.seconds) + len(desk.stock.items)))
+    for units in _smaller_and_smaller_items(desk):
+        for share in _SET_ASIDE:
+            for candidate in _candidates(desk, units, share, best)[:_MOST_DRAFTS]:
+                if drafts and (best is None or candidate.pace < best.step_seconds):
+                    best, drafts = _try(desk, candidate, best), drafts - 1
+    return best
+
+
+def pace_of(desk: Desk) -> float:
+    """Seconds of a step that no draft at this desk beats, where nothing is shared."""
+    stock = desk.stock
+    cycle = Cycle(stock.seconds, stock.everything.nbytes.tolist(), [desk.capacity] * len(stock.seconds))
+    return steady_pace(cycle, desk.machine.h2d_bytes_per_second).seconds
+
+
+def _smaller_and_smaller_items(desk: Desk) -> Iterator[Units]:
+    """What may stream: everything, then only items much smaller than before, while that is enough.
+
+    A ring is at least as large as its largest item, so where small items are enough, large ones had better stay. What
+    distant units share would come more than once, so it stays as long as the rest is enough.
+    """
+    stock, missing = desk.stock, desk.stock.nbytes - desk.capacity
+    units = stock.up_to(stock.nbytes)
+    if units.nbytes.sum() < missing * _ENOUGH:
+        yield stock.everything
+    for _ in range(_MOST_LIMITS):
+        if units.nbytes.sum() < missing * _ENOUGH:
+            return
+        yield units
+        units = stock.up_to(int(units.largest * _SMALLER))
+
+
+def _try(desk: Desk, candidate: Candidate, best: Draft | None) -> Draft | None:
+    """The best of a candidate's drafts, or the one to beat."""
+    for streaming in _choices(desk, candidate):
+        draft = desk.draft(streaming)
+        if draft is not None and (best is None or draft.score < best.score):
+            best = draft
+    return best
+
+
+def _choices(desk: Desk, candidate: Candidate) -> Iterator[list[list[int]]]:
+    """Items of each unit that stream, with bent and with even shares; where latencies matter, also by whole units."""
+    units = candidate.units
+    even = units.nbytes * (candidate.streamed / units.nbytes.sum())
+    many = desk.machine.latency_seconds * len(units.items) > _MANY_LATENCIES * candidate.pace
+    for asked in (candidate.residency.tolist(), even.tolist()):
+        chosen = round_to_items(asked, units.sizes)
+        yield [[unit[i] for i in some] for unit, some in zip(units.items, chosen, strict=True)]
+        if many:
+            whole = round_to_items(asked, [(int(nbytes),) for nbytes in units.nbytes])
+            yield [list(unit) if some else [] for unit, some in zip(units.items, whole, strict=True)]
+
+
+def _candidates(desk: Desk, units: Units, share: float, best: Draft | None) -> list[Candidate]:
+    """The candidates when a share of a usual item is set aside."""
+    missing = desk.stock.nbytes - desk.capacity
+    usual = max(float(units.nbytes.sum()) / units.count, missing / len(units.items))
+    most = inf if best is None else best.step_seconds
+    rate = desk.machine.h2d_bytes_per_second
+    return candidates(units, desk.stock.seconds, rate, missing + share * usual, usual, most)
