@@ -60,11 +60,18 @@ class Planner:
         self._model, self._inputs, self._entry, self._blocks = model, inputs, entry, blocks
 
     @classmethod
-    def from_settings(cls, path: str | os.PathLike[str], model: torch.nn.Module, *, inputs: Any = None) -> Planner:
-        """A planner with what a settings file says; see `planner.settings` for its keys."""
+    def from_settings(
+        cls,
+        path: str | os.PathLike[str],
+        model: torch.nn.Module,
+        *,
+        inputs: Any = None,
+        component: str | None = None,
+    ) -> Planner:
+        """A planner with what a settings file says, for all or for a component; see `planner.settings` for its keys."""
         from .settings import read_settings
 
-        settings = read_settings(path)
+        settings = read_settings(path, component)
         if settings.budget is None:
             raise SettingsError(f"settings file {os.fspath(path)}: the key 'budget' is missing")
         return cls(model, settings.budget, inputs=inputs, **settings.arguments())

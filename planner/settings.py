@@ -1,0 +1,180 @@
+"""The settings file: what `Planner` takes, written down in YAML and checked strictly, each complaint with its line.
+
+budget: 12GiB             # or 30%, or a number of GiB
+machine: rtx4090          # a preset, or a mapping of Machine's fields
+strategy: layerwise
+options: {residents: spread, prefetch: 2}
+blocks: ["transformer_blocks.*"]
+entry: forward
+margin: 200MiB
+components:               # of a pipeline: what is said here wins for the component of that name
+  vae: {strategy: resident, entry: decode}
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from taskgraph_offload.budget import parse_budget
+from taskgraph_offload.errors import SettingsError
+from taskgraph_offload.machine import Machine
+
+from . import strategies
+from .planner import parse_margin
+from .strict_yaml import Node, Scalar, read_strictly, refusal, shown
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a settings file says; what it leaves out is as `Planner` has it."""
+
+    budget: float | str | None = None
+    machine: Machine | str | None = None
+    strategy: str = "auto"
+    options: Mapping[str, Scalar] = field(default_factory=dict)
+    blocks: tuple[str, ...] | None = None
+    entry: str = "forward"
+    margin: float | str | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of `Planner` besides the model, its inputs and the budget."""
+        margin = {} if self.margin is None else {"margin": self.margin}
+        chosen = {"machine": self.machine, "strategy": self.strategy, "blocks": self.blocks, "entry": self.entry}
+        return chosen | margin | dict(self.options)
+
+
+def read_settings(path: str | os.PathLike[str], component: str | None = None) -> Settings:
+    """Read a settings file, or raise a `SettingsError` of one line that says where and what is wrong.
+
+    With a component: what the file says for that one, over what it says for all.
+
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp(), "offload.yaml")
+    >>> _ = file.write_text("budget: 12GiB\\nmachine: rtx9999")
+    >>> read_settings(file)
+    Traceback (most recent call last):
+    taskgraph_offload.errors.SettingsError: ...offload.yaml: line 2: unknown machine 'rtx9999'; known are rtx3060, ...
+    """
+    try:
+        everyone, components = _settings(read_strictly(Path(path)))
+        if component is None:
+            return everyone
+        if component not in components:
+            raise SettingsError(f"no component {component!r}; there are {', '.join(components) or 'none'}")
+        return components[component]
+    except SettingsError as error:
+        accepted = "" if "accepted keys" in str(error) else f"; accepted keys are {', '.join(ACCEPTED)}"
+        raise SettingsError(f"settings file {os.fspath(path)}: {error}{accepted}") from None
+
+
+def _settings(content: Node) -> tuple[Settings, dict[str, Settings]]:
+    """What is said for all, and with it what is said for each component."""
+    _check_keys(content, ACCEPTED)
+    given = dict(content.value)
+    listed = given.pop("components", Node({}, content.line))
+    everyone = _over(Settings(), Node(given, content.line))
+    components = {}
+    for name, node in _expect(listed, "components is a mapping of names to settings", dict).items():
+        _expect(node, f"component {shown(name)} is a mapping", dict)
+        _check_keys(node, OF_COMPONENT, f" of component {shown(name)}")
+        components[name] = _over(everyone, node)
+    return everyone, components
+
+
+def _over(base: Settings, node: Node) -> Settings:
+    """Settings with what a mapping says put over them. Options belong to a strategy, and go with it."""
+    values = {key: _READERS[key](entry) for key, entry in node.value.items()}
+    if values.get("strategy", base.strategy) != base.strategy:
+        base = replace(base, options={})
+    settings = replace(base, **values)
+    for option in values.get("options", ()):
+        _located(node.value["options"].value[option], strategies.check_options, settings.strategy, [option])
+    return settings
+
+
+def _check_keys(node: Node, accepted: tuple[str, ...], inside: str = "") -> None:
+    for key, entry in node.value.items():
+        if key not in accepted:
+            raise refusal(entry.line, f"unknown key {shown(key)}{inside}; accepted keys are {', '.join(accepted)}")
+
+
+def _located(node: Node, check: Callable[..., Any], *arguments: Any) -> Any:
+    """What `check` returns; what it refuses is refused with the line of the node."""
+    try:
+        return check(*arguments)
+    except SettingsError as error:
+        raise refusal(node.line, str(error)) from None
+
+
+def _expect(node: Node, what: str, *types: type) -> Any:
+    """The node's value, if it has one of these types exactly: true is no number."""
+    if type(node.value) not in types:
+        got = shown(node.value) if isinstance(node.value, str | int | float) else node.kind
+        raise refusal(node.line, f"{what}, not {got}")
+    return node.value
+
+
+def _budget(node: Node) -> float | str:
+    value: float | str = _expect(node, "budget is an amount of memory, as 12GiB", str, int, float)
+    _located(node, parse_budget, value)
+    return value
+
+
+def _margin(node: Node) -> float | str:
+    value: float | str = _expect(node, "margin is an amount of memory, as 200MiB", str, int, float)
+    _located(node, parse_margin, value)
+    return value
+
+
+def _machine(node: Node) -> Machine:
+    if not isinstance(node.value, dict):
+        name = _expect(node, "machine is the name of a preset, or a mapping", str)
+        return _located(node, Machine.preset, name)  # type: ignore[no-any-return]
+    _check_keys(node, tuple(entry.name for entry in fields(Machine)), " of machine")
+    rates = {key: _single(entry, f"{key} of machine") for key, entry in node.value.items()}
+    return _located(node, Machine.from_dict, rates)  # type: ignore[no-any-return]
+
+
+def _strategy(node: Node) -> str:
+    name: str = _expect(node, f"strategy is one of {', '.join(strategies.names())}", str)
+    _located(node, strategies.find, name)
+    return name
+
+
+def _options(node: Node) -> dict[str, Scalar]:
+    entries = _expect(node, "options is a mapping of the strategy's options", dict)
+    return {name: _single(entry, f"option {shown(name)}") for name, entry in entries.items()}
+
+
+def _single(node: Node, what: str) -> Scalar:
+    value: Scalar = _expect(node, f"{what} is a single value", str, int, float, bool, type(None))
+    return value
+
+
+def _blocks(node: Node) -> tuple[str, ...]:
+    items = _expect(node, "blocks is a list of name patterns, as ['blocks.*']", list)
+    return tuple(_expect(item, "a pattern of blocks is a text", str) for item in items)
+
+
+def _entry(node: Node) -> str:
+    name: str = _expect(node, "entry is the name of a method", str)
+    if not name.isidentifier():
+        raise refusal(node.line, f"entry is the name of a method, not {shown(name)}")
+    return name
+
+
+_READERS: dict[str, Callable[[Node], Any]] = {
+    "budget": _budget,
+    "machine": _machine,
+    "strategy": _strategy,
+    "options": _options,
+    "blocks": _blocks,
+    "entry": _entry,
+    "margin": _margin,
+}
+ACCEPTED = (*_READERS, "components")
+OF_COMPONENT = ("strategy", "options", "blocks", "entry")  # budget and machine are shared by all

@@ -1,0 +1,188 @@
+"""Reads a small YAML file strictly: plain mappings, lists and values, each with its line; anything else is refused.
+
+YAML can do much that a settings file never needs and that can hurt: anchors that expand without end, tags that build
+objects, keys that silently win over their twins. The parser's events are read one by one, so that what is refused is
+refused before anything is built of it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import yaml
+
+from taskgraph_offload.errors import SettingsError
+
+Scalar: TypeAlias = str | int | float | bool | None
+
+LARGEST_FILE = 64 * 2**10  # bytes
+DEEPEST = 4  # mappings and lists inside one another
+LONGEST_VALUE = 200  # characters of one key or value
+
+
+_INTEGER = re.compile(r"[-+]?[0-9]+")
+_NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_WORDS: dict[str, Scalar] = {"": None, "~": None, "null": None, "true": True, "false": False}
+_NO_TEXT = re.compile(r"[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A value of the file: a scalar, a list of nodes or a dict of nodes by key; and the line where it begins."""
+
+    value: Any
+    line: int
+
+    @property
+    def kind(self) -> str:
+        """What it is, in a word."""
+        kinds = {dict: "a mapping", list: "a list", bool: "true or false", type(None): "nothing", str: "a text"}
+        return kinds.get(type(self.value), "a number")
+
+
+def read_strictly(path: Path) -> Node:
+    """The mapping that a file holds, or `SettingsError` with the line of what is wrong."""
+    return parse_strictly(_text_of(path))
+
+
+def parse_strictly(text: str) -> Node:
+    """The same for a text.
+
+    >>> parse_strictly("budget: 12GiB").value
+    {'budget': Node(value='12GiB', line=1)}
+    """
+    if stray := _NO_TEXT.search(text):
+        line = text.count("\n", 0, stray.start()) + 1
+        raise refusal(line, f"the character {stray[0]!r} has no place in a text file")
+    try:
+        return _Reader(yaml.parse(text, Loader=yaml.SafeLoader)).document()
+    except yaml.YAMLError as error:
+        raise _unreadable(error) from None
+
+
+def scalar(text: str) -> Scalar:
+    """A plain value as YAML 1.2 reads it: true, false, null, a number, or else the text itself.
+
+    >>> [scalar(text) for text in ("2", "1e-3", "true", "null", "spread", "yes")]
+    [2, 0.001, True, None, 'spread', 'yes']
+    """
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    if _INTEGER.fullmatch(text):
+        return int(text)
+    return float(text) if _NUMBER.fullmatch(text) and math.isfinite(float(text)) else text
+
+
+def refusal(line: int, problem: str) -> SettingsError:
+    """The error about one line."""
+    return SettingsError(f"line {line}: {problem}")
+
+
+def shown(value: object) -> str:
+    """A value as an error quotes it: on one line, and short.
+
+    >>> shown("spread"), len(shown("x" * 1000))
+    ("'spread'", 45)
+    """
+    text = repr(value)
+    return text if len(text) <= 45 else f"{text[:20]}...{text[-22:]}"
+
+
+def _text_of(path: Path) -> str:
+    """The text of a file, if it is a small one."""
+    try:
+        if not path.is_file():
+            raise SettingsError("there is no such file")
+        with path.open("rb") as file:
+            content = file.read(LARGEST_FILE + 1)
+        if len(content) > LARGEST_FILE:
+            raise refusal(content.count(b"\n") + 1, f"the file is larger than {LARGEST_FILE // 2**10} KiB")
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise refusal(content.count(b"\n", 0, error.start) + 1, "this is not UTF-8 text") from None
+    except (OSError, ValueError) as error:
+        if isinstance(error, SettingsError):
+            raise
+        raise SettingsError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _unreadable(error: yaml.YAMLError) -> SettingsError:
+    """What the YAML parser did not like, on one line."""
+    mark = getattr(error, "problem_mark", None)
+    problem = " ".join(str(getattr(error, "problem", None) or "it cannot be read").split())
+    return refusal(mark.line + 1 if mark else 1, f"not YAML: {problem[:100]}")
+
+
+class _Reader:
+    """Turns the parser's events into nodes, and refuses at the first one that a settings file has no use for."""
+
+    def __init__(self, events: Iterator[Any]) -> None:
+        self.events = events
+
+    def document(self) -> Node:
+        """The one document of the file."""
+        next(self.events)  # the stream begins
+        if isinstance(next(self.events), yaml.StreamEndEvent):
+            raise refusal(1, "the file holds nothing")
+        node = self.node(next(self.events), 1)
+        next(self.events)  # the document ends
+        if not isinstance(event := next(self.events), yaml.StreamEndEvent):
+            raise refusal(_line(event), "a second document begins; a file holds one")
+        if not isinstance(node.value, dict):
+            raise refusal(node.line, f"the file must be a mapping of keys to values, not {node.kind}")
+        return node
+
+    def node(self, event: Any, depth: int) -> Node:
+        """The value that begins with this event."""
+        line = _line(event)
+        if isinstance(event, yaml.AliasEvent):
+            raise refusal(line, f"the alias *{str(event.anchor)[:40]} is refused: write the value out")
+        if event.anchor is not None:
+            raise refusal(line, f"the anchor &{event.anchor[:40]} is refused: write the value out where it is needed")
+        if event.tag is not None:
+            raise refusal(line, f"the tag {shown(event.tag)} is refused: values are plain")
+        if isinstance(event, yaml.ScalarEvent):
+            return self.scalar(event, line)
+        if depth > DEEPEST:
+            raise refusal(line, f"more than {DEEPEST} mappings and lists inside one another")
+        collect = self.mapping if isinstance(event, yaml.MappingStartEvent) else self.list
+        return Node(collect(depth), line)
+
+    def scalar(self, event: Any, line: int) -> Node:
+        """A single value; in quotes, it is a text."""
+        if len(event.value) > LONGEST_VALUE:
+            raise refusal(line, f"a value of {len(event.value)} characters; at most {LONGEST_VALUE} are read")
+        return Node(scalar(event.value) if event.implicit[0] else event.value, line)
+
+    def list(self, depth: int) -> list[Node]:
+        """The items up to the end of this list."""
+        items: list[Node] = []
+        while not isinstance(event := next(self.events), yaml.SequenceEndEvent):
+            items.append(self.node(event, depth + 1))
+        return items
+
+    def mapping(self, depth: int) -> dict[str, Node]:
+        """The values by key up to the end of this mapping; a node's line is that of its key."""
+        entries: dict[str, Node] = {}
+        while not isinstance(event := next(self.events), yaml.MappingEndEvent):
+            key = self.key(event, depth)
+            if key in entries:
+                raise refusal(_line(event), f"the key {shown(key)} comes twice, first in line {entries[key].line}")
+            entries[key] = Node(self.node(next(self.events), depth + 1).value, _line(event))
+        return entries
+
+    def key(self, event: Any, depth: int) -> str:
+        """A key is a single plain word."""
+        if isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent):
+            raise refusal(_line(event), "a key is a single word")
+        self.node(event, depth)
+        return str(event.value)
+
+
+def _line(event: Any) -> int:
+    return int(event.start_mark.line) + 1
