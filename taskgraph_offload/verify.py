@@ -18,9 +18,9 @@ from itertools import pairwise, zip_longest
 from typing import TYPE_CHECKING
 
 from .graph import ACTIVATION, LANES, Task, TaskGraph
-from .program import ALIGNMENT, Order, Program, Step
-from .race import prove_bytes
-from .room import prove_room
+from .proof.program import ALIGNMENT, Order, Program, Step
+from .proof.race import prove_bytes
+from .proof.room import prove_room
 
 if TYPE_CHECKING:
     from .plan import Bundle, Plan

@@ -74,7 +74,7 @@ def test_a_gate_that_no_edge_keeps_is_refused(gate: str) -> None:
     plan.verify()
     graph = plan.graph()
     edge = ("0/compute a", "0/h2d c [0:512]") if "after" in gate else ("0/h2d c [0:512]", "0/compute b")
-    assert graph.reasons(*edge) == "issue"
+    assert graph.dag.edges[edge]["reason"] == "issue"
     assert_bad_graph(plan, without(graph, edge), "does not wait for", call, copy)
 
 

@@ -14,7 +14,7 @@ import taskgraph_offload as tgo
 from planner.strategies import names as strategy_names
 from taskgraph_offload.graph import Task, TaskGraph
 from taskgraph_offload.plan import Plan
-from taskgraph_offload.program import Program
+from taskgraph_offload.proof.program import Program
 from taskgraph_offload.trace import Trace
 from taskgraph_offload.verify import verify
 from tests.adversary import UNIT, found_by_the_adversary
@@ -85,7 +85,11 @@ def test_the_verifier_and_the_plan_agree_on_seats_though_they_share_no_code(name
 def test_the_adversary_makes_a_race_go_wrong(name: str) -> None:
     plan = PLANS[name]
     graph = plan.graph()
-    copies = [edge for edge in nx.transitive_reduction(graph.dag).edges if graph.reasons(*edge) in ("data", "reuse")]
+    copies = [
+        edge
+        for edge in nx.transitive_reduction(graph.dag).edges
+        if graph.dag.edges[edge]["reason"] in ("data", "reuse")
+    ]
     assert found_by_the_adversary(plan, without(graph, *copies), range(20))
 
 

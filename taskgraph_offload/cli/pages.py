@@ -12,9 +12,9 @@ from rich.text import Text
 
 from taskgraph_offload.budget import readable, readable_seconds
 from taskgraph_offload.explain import facts
-from taskgraph_offload.log import Stats
 from taskgraph_offload.plan import Plan
 from taskgraph_offload.reports import Comparison, Sweep, clock
+from taskgraph_offload.runtime.log import Stats
 from taskgraph_offload.timeline import Span, Timeline
 
 from .documents import SETTLED, Circumstances

@@ -11,12 +11,12 @@ from functools import cached_property
 from textwrap import shorten
 from typing import TYPE_CHECKING, NoReturn
 
-from .errors import PlanError
-from .graph import ACTIVATION, Task
+from ..errors import PlanError
+from ..graph import ACTIVATION, Task
 
 if TYPE_CHECKING:
-    from .plan import Bundle, Plan
-    from .trace import Activation, Call
+    from ..plan import Bundle, Plan
+    from ..trace import Activation, Call
 
 ALIGNMENT = 512  # bytes: where the seat of a weight may begin
 CONTEXT = 3  # lines of the plan printed on either side of a culprit

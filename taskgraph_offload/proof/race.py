@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from .graph import Task
+from ..graph import Task
 from .program import Order, Program, Step
 
 ARENA = "the arena"

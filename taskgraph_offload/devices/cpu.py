@@ -1,0 +1,189 @@
+"""The CPU as a device: its fast memory is memory, its copy lanes are threads, its link may be as slow as a real one.
+
+The compute lane is the caller's own thread, so waiting there blocks. A copy runs without Python's global lock, so
+compute and copies overlap as they do on a GPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from queue import SimpleQueue
+
+import numpy
+import torch
+from torch import Tensor
+
+from ..graph import Lane as LaneName
+from .base import Range
+
+
+class CpuEvent:
+    """A moment in a lane: how often it was recorded, how often it has happened, and when it last did."""
+
+    __slots__ = ("_moments", "happened", "recorded", "seconds")
+
+    def __init__(self, moments: threading.Condition) -> None:
+        self._moments = moments
+        self.recorded = self.happened = 0
+        self.seconds = 0.0
+
+    def seconds_since(self, earlier: CpuEvent) -> float:
+        """The time between two events."""
+        return self.seconds - earlier.seconds
+
+    def synchronize(self) -> None:
+        """Block until the event has happened."""
+        self.wait(self.recorded)
+
+    def wait(self, number: int) -> None:
+        """Block until the event has happened so many times."""
+        if self.happened < number:
+            with self._moments:
+                self._moments.wait_for(lambda: self.happened >= number)
+
+    def happen(self, number: int) -> None:
+        """It happens, and whoever waits is told."""
+        self.seconds = time.perf_counter()
+        with self._moments:
+            self.happened = number
+            self._moments.notify_all()
+
+
+class ComputeLane:
+    """The caller's thread."""
+
+    def copy(self, target: Tensor, source: Tensor, label: object) -> None:
+        """Copy at once."""
+        copy_bytes(target, source)
+
+    def wait(self, event: CpuEvent) -> None:
+        """Block until the event has happened."""
+        event.synchronize()
+
+    def record(self, event: CpuEvent) -> None:
+        """The event happens now."""
+        event.recorded += 1
+        event.happen(event.recorded)
+
+
+class CopyLane:
+    """A thread that copies, one copy after another, at the link's rate if it has one."""
+
+    def __init__(self, name: str, bytes_per_second: float | None) -> None:
+        self._rate = bytes_per_second
+        self._free_at = 0.0  # when the link has carried all that it was given
+        self._issued: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=f"taskgraph_offload {name}", daemon=True)
+        self._thread.start()
+
+    def copy(self, target: Tensor, source: Tensor, label: object) -> None:
+        """Copy when all before it is done."""
+        self._issued.put(partial(self._carry, target, source))
+
+    def wait(self, event: CpuEvent) -> None:
+        """Block the thread, not the caller."""
+        if event.happened < event.recorded:
+            self._issued.put(partial(event.wait, event.recorded))
+
+    def record(self, event: CpuEvent) -> None:
+        """The event happens when the thread gets to it."""
+        event.recorded += 1
+        self._issued.put(partial(event.happen, event.recorded))
+
+    def close(self) -> None:
+        """End the thread when it has done all that it was given."""
+        self._issued.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (command := self._issued.get()) is not None:
+            command()
+
+    def _carry(self, target: Tensor, source: Tensor) -> None:
+        # The link's own clock: oversleeping one copy must not delay the next.
+        #
+        #     asked for     |a          |b |c
+        #     link          [--- a ---) [--- b ---)[--- c ---)
+        begin = max(time.perf_counter(), self._free_at)
+        copy_bytes(target, source)
+        if self._rate is not None:
+            self._free_at = begin + target.nbytes / self._rate
+            if (rest := self._free_at - time.perf_counter()) > 0:
+                time.sleep(rest)
+
+
+class CpuDevice:
+    """The CPU as a device; `link_bytes_per_second` slows each direction of copies to a link's rate."""
+
+    def __init__(self, link_bytes_per_second: float | None = None) -> None:
+        self._moments = threading.Condition()
+        self._copies = [CopyLane(name, link_bytes_per_second) for name in ("h2d", "d2h")]
+        self.lanes: Mapping[LaneName, ComputeLane | CopyLane] = {
+            "compute": ComputeLane(),
+            "h2d": self._copies[0],
+            "d2h": self._copies[1],
+        }
+
+    def event(self) -> CpuEvent:
+        """A new event."""
+        return CpuEvent(self._moments)
+
+    def allocate(self, nbytes: int) -> Tensor:
+        """Memory of exactly this size, aligned to a page."""
+        return bytes_of(new_pages(nbytes), 0, nbytes)
+
+    def window(self, memory: Tensor, start: int, nbytes: int) -> Tensor:
+        """Bytes of such memory, with a storage of their own."""
+        return bytes_of(memory.numpy(), start, nbytes)
+
+    def pin(self, home: Tensor) -> None:
+        """Nothing to do: all memory is alike."""
+
+    def unpin(self, home: Tensor) -> None:
+        """Nothing to undo."""
+
+    def begin(self) -> None:
+        """Nothing to do: the caller is the compute lane."""
+
+    def reached(self, label: object, memory: Tensor, reads: Sequence[Range], writes: Sequence[Range]) -> None:
+        """Nothing to do: this device checks nothing."""
+
+    def synchronize(self) -> None:
+        """Block until both copy threads are done."""
+        for lane in self._copies:
+            event = self.event()
+            lane.record(event)
+            event.synchronize()
+
+    def peak_bytes(self) -> int | None:
+        """Unknown: torch does not count what it takes on the CPU."""
+        return None
+
+    def close(self) -> None:
+        """End the threads."""
+        for lane in self._copies:
+            lane.close()
+
+
+def copy_bytes(target: Tensor, source: Tensor) -> None:
+    """One memcpy, in one thread, without Python's global lock and unseen by dispatch modes."""
+    ctypes.memmove(target.data_ptr(), source.data_ptr(), target.nbytes)
+
+
+def new_pages(nbytes: int) -> mmap.mmap:
+    """Memory from the operating system, which gets it back as soon as nobody looks at it."""
+    if hasattr(mmap, "MAP_ANONYMOUS"):
+        return mmap.mmap(-1, max(nbytes, mmap.PAGESIZE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return mmap.mmap(-1, max(nbytes, mmap.PAGESIZE))
+
+
+def bytes_of(buffer: mmap.mmap | numpy.ndarray, start: int, nbytes: int) -> Tensor:
+    """Bytes of a buffer as a tensor with a storage of its own; it keeps the buffer."""
+    if nbytes == 0:
+        return torch.empty(0, dtype=torch.uint8)
+    return torch.frombuffer(buffer, dtype=torch.uint8, count=nbytes, offset=start)

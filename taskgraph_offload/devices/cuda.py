@@ -1,0 +1,131 @@
+"""An NVIDIA GPU: compute on the caller's current stream, one stream for each direction of copies.
+
+Events order the streams; the host waits for nothing but `synchronize`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from ..errors import ExecutionError
+from ..graph import Lane as LaneName
+from .base import Range
+
+
+class CudaEvent:
+    """A moment in a stream."""
+
+    __slots__ = ("moment",)
+
+    def __init__(self) -> None:
+        self.moment = torch.cuda.Event(enable_timing=True)
+
+    def seconds_since(self, earlier: CudaEvent) -> float:
+        """The time between two events, on the device's clock."""
+        return float(earlier.moment.elapsed_time(self.moment)) / 1000
+
+    def synchronize(self) -> None:
+        """Block the host until the event has happened."""
+        self.moment.synchronize()
+
+
+class CudaLane:
+    """One stream."""
+
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self.stream = stream
+
+    def copy(self, target: Tensor, source: Tensor, label: object) -> None:
+        """Copy in this stream, unseen by dispatch modes."""
+        with _disable_current_modes(), torch.cuda.stream(self.stream):
+            target.copy_(source, non_blocking=True)
+
+    def wait(self, event: CudaEvent) -> None:
+        """The stream waits, not the host."""
+        self.stream.wait_event(event.moment)
+
+    def record(self, event: CudaEvent) -> None:
+        """The event happens when the stream gets to it."""
+        event.moment.record(self.stream)
+
+
+@dataclass(frozen=True, slots=True)
+class _Bytes:
+    """Device memory that torch can look at as a storage of its own; torch keeps this object, which keeps the memory."""
+
+    memory: Tensor
+    start: int
+    nbytes: int
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        place = (self.memory.data_ptr() + self.start, False)
+        return {"shape": (self.nbytes,), "typestr": "|u1", "data": place, "version": 2}
+
+
+class CudaDevice:
+    """One CUDA device."""
+
+    def __init__(self, index: int) -> None:
+        self.device = torch.device("cuda", index)
+        self._compute = CudaLane(torch.cuda.current_stream(self.device))
+        copies = [CudaLane(torch.cuda.Stream(self.device)) for _ in range(2)]
+        self.lanes: Mapping[LaneName, CudaLane] = {"compute": self._compute, "h2d": copies[0], "d2h": copies[1]}
+        self._handover = CudaEvent()
+        torch.cuda.reset_peak_memory_stats(self.device)
+
+    def event(self) -> CudaEvent:
+        """A new event."""
+        return CudaEvent()
+
+    def allocate(self, nbytes: int) -> Tensor:
+        """Memory from torch's allocator, which aligns it to 512 bytes, in the caller's stream."""
+        return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
+
+    def window(self, memory: Tensor, start: int, nbytes: int) -> Tensor:
+        """Bytes of such memory, with a storage of their own."""
+        if nbytes == 0:
+            return torch.empty(0, dtype=torch.uint8, device=self.device)
+        return torch.as_tensor(_Bytes(memory, start, nbytes), device=self.device)
+
+    def pin(self, home: Tensor) -> None:
+        """Lock pages of exactly this size; torch's own pinned memory rounds up to powers of two."""
+        if home.nbytes:
+            self._check(torch.cuda.cudart().cudaHostRegister(home.data_ptr(), home.nbytes, 0), "lock", home.nbytes)
+
+    def unpin(self, home: Tensor) -> None:
+        """Unlock the pages."""
+        if home.nbytes:
+            self._check(torch.cuda.cudart().cudaHostUnregister(home.data_ptr()), "unlock", home.nbytes)
+
+    def begin(self) -> None:
+        """Compute in the caller's stream, behind what it computed in another one before."""
+        stream = torch.cuda.current_stream(self.device)
+        if stream != self._compute.stream:
+            self._compute.record(self._handover)
+            self._compute.stream = stream
+            self._compute.wait(self._handover)
+
+    def reached(self, label: object, memory: Tensor, reads: Sequence[Range], writes: Sequence[Range]) -> None:
+        """Nothing to do: this device checks nothing."""
+
+    def synchronize(self) -> None:
+        """Block until the device is done."""
+        torch.cuda.synchronize(self.device)
+
+    def peak_bytes(self) -> int | None:
+        """The most that torch's allocator had given away since the device was opened."""
+        return torch.cuda.max_memory_allocated(self.device)
+
+    def close(self) -> None:
+        """Nothing to end: streams are torch's own."""
+
+    def _check(self, code: Any, verb: str, nbytes: int) -> None:
+        if int(code) != 0:
+            raise ExecutionError(f"CUDA could not {verb} {nbytes} bytes of host memory: {code}; is there enough of it?")

@@ -1,0 +1,1 @@
+"""The parts of the verifier. They share no code with what they check."""

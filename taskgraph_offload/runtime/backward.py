@@ -1,0 +1,62 @@
+"""Lets a backward run through weights that have left the device since the forward.
+
+What autograd saves of a streamed weight is not its bytes, which will soon be others, but where they are at home; a
+backward fetches them from there. Knows autograd's saved tensors; never a plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ExecutionError
+from ..homes import Home
+
+Find = Callable[[int], tuple[Home, int] | None]  # from an address to the weight that is there now, and its first byte
+
+
+@dataclass(frozen=True, slots=True)
+class _AtHome:
+    """A view of a weight, by its place at home; `version` tells whether the weight was edited since."""
+
+    home: Home
+    offset: int
+    dtype: torch.dtype
+    shape: torch.Size
+    stride: tuple[int, ...]
+    device: torch.device
+    version: int
+
+
+def saved_from_home(find: Find) -> AbstractContextManager[Any]:
+    """While on, autograd saves views of weights by their place at home."""
+
+    def pack(tensor: Tensor) -> Tensor | _AtHome:
+        found = find(tensor.data_ptr()) if tensor.layout is torch.strided and tensor.numel() else None
+        if found is None:
+            return tensor
+        home, start = found
+        offset = tensor.data_ptr() - start
+        return _AtHome(home, offset, tensor.dtype, tensor.shape, tensor.stride(), tensor.device, _version(home))
+
+    return torch.autograd.graph.saved_tensors_hooks(pack, _unpack)
+
+
+def _unpack(saved: Tensor | _AtHome) -> Tensor:
+    if isinstance(saved, Tensor):
+        return saved
+    if _version(saved.home) != saved.version:
+        raise ExecutionError(f"weight {saved.home.name!r} was changed between the forward and this backward")
+    empty = torch.empty(0, dtype=saved.dtype)
+    place = saved.offset // empty.element_size()
+    view = empty.set_(saved.home.memory.untyped_storage(), place, saved.shape, saved.stride)
+    return view.to(saved.device)
+
+
+def _version(home: Home) -> int:
+    return sum(member.tensor._version for member in home.members if member.counted)

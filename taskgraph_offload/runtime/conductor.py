@@ -1,0 +1,286 @@
+"""Follows a plan through the forwards of a model, from the moment the arena is there until it goes.
+
+The plan decides when a copy is issued; the seat table guarantees what is there. Every call is served the same way,
+expected or not: what it needs and is missing is loaded on demand, the compute lane waits for it, the model's tensors
+point to their seats; and when the call ends, they point home.
+
+    boundary     exit of a                                 enter b
+    host         a has ended, its tensors go home,         is what b needs there? wait for it,
+                 the copies behind a are issued            tensors to their seats
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..devices.base import Device
+from ..errors import ExecutionError
+from ..graph import LANES, Lane
+from ..homes import Home, Homes, Member
+from ..plan import Plan
+from .agenda import Agenda, Errand
+from .arena import Arena
+from .boundaries import Side
+from .courier import Courier
+from .lanes import Lanes
+from .log import KEPT_FORWARDS, Entry, Log
+from .needs import Need, Needs, standing_bundles
+from .spills import Spills
+
+
+class Conductor:
+    """One arena, and the state of the forward that uses it."""
+
+    def __init__(
+        self, plan: Plan, agendas: tuple[Agenda, ...], homes: Homes, needs: Needs, device: Device[Any], log: Log
+    ) -> None:
+        self._plan, self._agendas, self._homes, self._needs, self._device = plan, agendas, homes, needs, device
+        self._log, self._stats = log, log.stats
+        self._standing_bundles = standing_bundles(plan)
+        self.lanes = Lanes(device, {lane: _remembered(plan, lane) for lane in LANES})
+        self._courier = Courier(device, self.lanes, log)
+        self._arena = Arena(plan, homes, device, self.lanes, self._courier)
+        self._spills = Spills(plan, device, self.lanes, self._courier)
+        self.watching = self._spills.watching
+        self._starts = {
+            (call.boundary.module, call.boundary.side, call.boundary.occurrence): index
+            for index, call in enumerate(plan.trace.calls)
+        }
+        self._places: dict[tuple[str, Side], list[Need]] = {}  # the calls that ever begin at one side of a module
+        for need, call in zip(needs.calls, plan.trace.calls, strict=True):
+            self._places.setdefault((call.boundary.module, call.boundary.side), []).append(need)
+        self._stands = False  # whether what stands throughout is there; then changed weights live on the device
+        self._staying = set(needs.staying.members)
+        self._returning = [member for member in needs.standing.members if member not in self._staying]
+        self._stray: str | None = None  # the block that runs and was not expected
+        self._start_over()
+
+    def begin(self, changed: set[str], planned: bool) -> None:
+        """A forward begins; the homes of some weights are not what they were."""
+        self._device.begin()
+        self._log.begin(cold=self._forwards == 0)
+        self._planned = planned
+        self._stray = None
+        self._agenda = self._agendas[min(self._forwards, 2)]
+        self._next_call = self._next_slot = self._lent_bytes = 0
+        self._seen: dict[tuple[str, Side], int] = {}
+        self._arena.forget(changed)
+        if planned:
+            self._issue_through(slot=0, serving=0)
+        self._arena.seat(self._needs.standing)
+        for member in self._needs.standing.members:
+            member.tensor.data = member.seat
+        self._stands = True
+        self.reach("", "enter")
+
+    def reach(self, module: str, side: Side) -> None:
+        """The forward enters or leaves a module."""
+        occurrence = self._seen[module, side] = self._seen.get((module, side), -1) + 1
+        if self._stray is not None:  # a block runs that was not expected; what is inside it is of no interest
+            if (module, side) != (self._stray, "exit"):
+                return
+            self._stray = None
+            self._end_call()
+        index = self._starts.get((module, side, occurrence)) if self._planned else None
+        if index is not None:
+            self._follow(index)
+        elif (block := self._strays_into(module, side)) is not None:
+            self._serve_stray(block)
+        elif side == "exit" and self._running is not None and self._running.block == module:
+            self._end_call()
+            if self._planned:
+                self._issue_through(self._next_call, serving=self._next_call)
+
+    def finish(self) -> None:
+        """The forward ended as it should."""
+        self._end_call()
+        if self._planned:
+            last = len(self._plan.trace.calls)
+            self._issue_through(last, serving=last)
+        self._flush()
+        self._spills.bring_all_back()
+        self.lanes.settle("d2h", self._arena.last_home)
+        self._device.reached("between blocks", self._arena.memory, self._needs.standing.reads, [])
+        self._arena.used(self._needs.standing, self.lanes.mark("compute"))
+        _point_home(self._returning)
+        if self._planned:
+            self._log.end()
+            self._forwards += 1
+        self._note_peak()
+
+    def abandon(self) -> None:
+        """The forward broke off, perhaps in the middle of anything: wait for all, trust nothing, begin anew."""
+        self._flush()
+        self._spills.bring_all_back()
+        self.lanes.synchronize()
+        _point_home(member for member in self._homes.members() if not (self._stands and member in self._staying))
+        self._arena.forget_all_but(self._needs.staying if self._stands else None)
+        self._courier.forget()
+        self._start_over()
+
+    def close(self) -> None:
+        """Everything goes home; the arena may go."""
+        if self._stands:
+            self._arena.carry_home(dict.fromkeys(member.weight for member in self._needs.staying.members))
+            self._stands = False
+        self.lanes.synchronize()
+        _point_home(self._homes.members())
+        self._spills.close()
+        self._arena.close()
+
+    def weight_at(self, address: int) -> tuple[Home, int] | None:
+        """The weight whose seat has this address now, if its home holds the same bytes; and where it begins."""
+        running = self._running.members if self._running is not None else ()
+        for member in (*running, *self._returning):
+            start = member.tensor.data_ptr() - member.offset
+            home = self._homes.weights[member.weight]
+            if start <= address < start + home.memory.nbytes:
+                return home, start
+        return None
+
+    def _start_over(self) -> None:
+        """Whatever comes next is a cold forward."""
+        self._forwards = 0
+        self._running: Need | None = None
+        self._dirty: set[str] = set()  # weights changed in their seats, and not yet on their way home
+        self._lent: list[Tensor] = []
+        self._lent_versions: dict[str, list[int]] = {}
+
+    def _follow(self, index: int) -> None:
+        """A call of the plan begins: the next one, or after some that were skipped, or once more."""
+        self._end_call()
+        if index != self._next_call:
+            self._stats.divergences += 1
+            self._flush()
+        if index >= self._next_call:
+            self._issue_through(index, serving=index)
+            self._next_call = index + 1
+        self._begin_call(self._needs.calls[index])
+
+    def _strays_into(self, module: str, side: Side) -> str | None:
+        """The block that runs on in a way that the plan does not know, if it does.
+
+        A place that is passed again while the call that began there still runs is within that call: a loop over
+        experts, say.
+        """
+        needs = self._places.get((module, side), [])
+        if not self._planned and side == "enter" and self._running is None:
+            needs = needs or self._places.get((module, "exit"), [])
+        if self._running is not None and self._running in needs:
+            return None
+        return next((need.block for need in needs if need.block is not None), None)
+
+    def _serve_stray(self, block: str) -> None:
+        """A block runs that the plan does not know here; until it ends, all that it ever reads is there."""
+        self._end_call()
+        self._stats.divergences += 1
+        self._flush()
+        self._stray = block
+        self._begin_call(self._needs.blocks[block])
+
+    def _issue_through(self, slot: int, serving: int) -> None:
+        """Issue the copies of all slots up to one, without those for calls that will not come any more."""
+        while self._next_slot <= slot:
+            for errand in self._agenda[self._next_slot]:
+                if errand.serves >= serving or errand.task.kind == "d2h":
+                    self._issue(errand)
+            self._next_slot += 1
+
+    def _issue(self, errand: Errand) -> None:
+        if errand.task.is_activation:
+            self._spills.issue(errand)
+            return
+        self._arena.issue(errand, only_missing=errand.task.name in self._standing_bundles)
+        if errand.task.kind == "d2h":
+            self._dirty.difference_update(self._plan.bundles[errand.task.name].weights)
+
+    def _begin_call(self, need: Need) -> None:
+        self._courier.open_gates(need.name)
+        self._spills.call_begins(need.name)
+        self._arena.seat(need)
+        self._device.reached(need.name, self._arena.memory, need.reads, need.writes)
+        for member in need.members:
+            member.tensor.data = member.seat
+        for home in need.beside:
+            self._lend(home, need)
+        self._versions = [member.tensor._version for member in need.members if member.counted]
+        self._waited = self.lanes.waited_for("compute")
+        self.lanes.start("compute")
+        self._running = need
+
+    def _lend(self, home: Home, need: Need) -> None:
+        self._lent.append(self._arena.lend(home, need))
+        self._device.reached(need.name, self._lent[-1], [(0, home.memory.nbytes)], [])
+        self._lent_bytes = max(self._lent_bytes, sum(memory.nbytes for memory in self._lent))
+        self._lent_versions[home.name] = [member.tensor._version for member in home.members if member.counted]
+        for member in home.members:
+            member.tensor.data = member.view_of(self._lent[-1])
+
+    def _end_call(self) -> None:
+        need = self._running
+        if need is None:
+            return
+        self._spills.call_ends(need.name)
+        surprises = self._unplanned_changes(need)
+        number = self.lanes.stop("compute")
+        self._running = None
+        self._courier.call_ended(need.name, number)
+        self._arena.used(need, number)
+        self._dirty |= need.written
+        self._arena.carry_home(surprises)
+        for member in need.members:
+            member.tensor.data = member.home
+        self._return_lent(need)
+        if torch.is_autocast_enabled(self._arena.memory.device.type):
+            torch.clear_autocast_cache()  # it would keep a cast of every weight that passes
+        used = self._arena.memory.nbytes + self._lent_bytes + need.activation_bytes
+        self._log.add(Entry("compute", number, f"compute {need.name}", need.name, need.name, 0, self._waited, used))
+
+    def _unplanned_changes(self, need: Need) -> list[str]:
+        """The weights that the call has changed though the plan does not say so; nobody else will carry them home."""
+        versions = [member.tensor._version for member in need.members if member.counted]
+        if versions == self._versions:
+            return []
+        counted = [member.weight for member in need.members if member.counted]
+        changed = {name for name, now, then in zip(counted, versions, self._versions, strict=True) if now != then}
+        surprises = sorted(changed - need.written)
+        self._arena.announce_changes(need, surprises)
+        return surprises
+
+    def _return_lent(self, need: Need) -> None:
+        self._lent.clear()
+        for home in need.beside:
+            versions = [member.tensor._version for member in home.members if member.counted]
+            _point_home(home.members)
+            if versions != self._lent_versions[home.name]:
+                raise ExecutionError(
+                    f"{need.name} changed weight {home.name!r} at a moment that the plan did not expect, and that left "
+                    "no seat for it: plan again, for a forward like this one"
+                )
+
+    def _note_peak(self) -> None:
+        """What the device says, or, where it cannot tell, the arena with the activations that were traced."""
+        used = self._device.peak_bytes()
+        traced = self._arena.memory.nbytes + self._lent_bytes + max(self._plan.activation_bytes)
+        self._stats.peak_bytes = max(self._stats.peak_bytes, traced if used is None else used)
+
+    def _flush(self) -> None:
+        """The plan's own copies home are not to be relied on: make them now."""
+        if self._dirty:
+            self._arena.carry_home(sorted(self._dirty))
+            self._dirty.clear()
+
+
+def _remembered(plan: Plan, lane: Lane) -> int:
+    """As many tasks as the forwards that are kept have in a lane, the one that runs, and some that nobody planned."""
+    cold, steady = (sum(task.lane == lane for task in tasks) for tasks in (plan.cold, plan.steady))
+    return cold + (KEPT_FORWARDS + 1) * (steady + 1) + 32
+
+
+def _point_home(members: Iterable[Member]) -> None:
+    for member in members:
+        member.tensor.data = member.home

@@ -1,0 +1,198 @@
+"""Takes long-lived activations off the device while nobody uses them, and brings them back.
+
+    made            copied out           gone                    comes back        used
+    --|---------------|-----------------|~~~~~~~~~~~~~~~~~~~~~~~~~|-----------------|-----
+      its call ends   d2h issued         the call begins that      h2d issued
+                                         the d2h comes before
+
+A storage is emptied and filled again in place, so views and aliases survive. Which storage an activation is, the trace
+says: the same call made it, of the same size, in the same order, and as many are alive. Where that does not fit, the
+activation stays. While a forward runs, every operator is watched: one that meets an emptied storage gets it back first.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, UntypedStorage
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
+
+from ..devices.base import Device
+from ..devices.cpu import bytes_of, new_pages
+from ..graph import Task
+from ..plan import Plan
+from .agenda import Errand
+from .courier import Courier
+from .lanes import Lanes
+
+StorageRef = weakref.ref[UntypedStorage]
+
+
+@dataclass(eq=False)
+class Spill:
+    """An activation that was found: its storage, and how far it has gone. Numbers count copies in their lanes."""
+
+    name: str
+    storage: StorageRef
+    leaves_before: str | None = None  # once copied out: the call that finds it gone
+    away: bool = False
+    returned: int = 0
+
+
+class Spills:
+    """The activations that a plan copies out and back."""
+
+    def __init__(self, plan: Plan, device: Device[Any], lanes: Lanes, courier: Courier) -> None:
+        self._device, self._lanes, self._courier = device, lanes, courier
+        tasks = [task for task in (*plan.cold, *plan.steady) if task.is_activation]
+        self._homes = {task.name: _home(plan.activations[task.name].nbytes) for task in tasks}
+        for home in self._homes.values():
+            device.pin(home)
+        self._expected = _alive_at_the_end_of_calls(plan, set(self._homes))
+        self.forget()
+
+    def watching(self) -> AbstractContextManager[Any]:
+        """While on, every operator is watched, if the plan spills anything."""
+        return Watching(self) if self._homes else nullcontext()
+
+    def forget(self) -> None:
+        """Nothing was made yet."""
+        self._spills: dict[str, Spill] = {}
+        self._by_storage: dict[int, Spill] = {}
+        self._made: list[StorageRef] = []
+
+    def close(self) -> None:
+        """Give the host's memory back."""
+        for home in self._homes.values():
+            self._device.unpin(home)
+
+    def call_ends(self, call: str) -> None:
+        """Find what the call made, among the storages that it leaves behind."""
+        made, self._made = self._made, []
+        for nbytes, names in self._expected.get(call, {}).items():
+            alive = [ref for ref in made if (storage := ref()) is not None and storage.nbytes() == nbytes]
+            if len(alive) == len(names):
+                for name, ref in zip(names, alive, strict=True):
+                    if name in self._homes:
+                        self._find(call, Spill(name, ref))
+
+    def issue(self, errand: Errand) -> None:
+        """Copy an activation out or back, as the plan says."""
+        spill = self._spills.get(errand.task.name)
+        storage = spill.storage() if spill is not None else None
+        if spill is not None and storage is not None and errand.task.kind == "h2d":
+            self._bring_back(spill, storage, errand)
+        elif spill is not None and storage is not None and storage.resizable():
+            self._copy_out(spill, storage, errand)
+        elif errand.task.kind == "d2h":
+            self._courier.stats.skipped_spills += 1
+
+    def call_begins(self, call: str) -> None:
+        """What the call finds gone goes now: the compute lane has waited for its copy."""
+        for spill in self._spills.values():
+            if spill.leaves_before == call and (storage := spill.storage()) is not None:
+                self._device.reached(f"emptying {spill.name}", _bytes(storage), [], [(0, storage.nbytes())])
+                spill.leaves_before, spill.away = None, True
+                storage.resize_(0)
+
+    def meet(self, storage: UntypedStorage) -> None:
+        """An operator is about to use a storage: it must be there, and may not be taken away any more."""
+        spill = self._by_storage.get(storage._cdata)
+        if spill is None or spill.storage() is not storage:
+            return
+        spill.leaves_before = None
+        if spill.away:
+            self._bring_back(spill, storage, Errand(Task("h2d", spill.name), f"h2d {spill.name} on demand", ""))
+        self._lanes.wait("compute", "h2d", spill.returned)
+        self._device.reached(f"an operator that uses {spill.name}", _bytes(storage), [(0, storage.nbytes())], [])
+
+    def make(self, storage: UntypedStorage) -> None:
+        """An operator has made a storage."""
+        self._made.append(weakref.ref(storage))
+
+    def bring_all_back(self) -> None:
+        """The forward ends: whoever holds an activation finds it as it was."""
+        for spill in self._spills.values():
+            if (storage := spill.storage()) is not None:
+                self.meet(storage)
+        self.forget()
+
+    def _find(self, call: str, spill: Spill) -> None:
+        storage = spill.storage()
+        assert storage is not None
+        self._spills[spill.name] = self._by_storage[storage._cdata] = spill
+        self._device.reached(f"{call} makes {spill.name}", _bytes(storage), [], [(0, storage.nbytes())])
+
+    def _copy_out(self, spill: Spill, storage: UntypedStorage, errand: Errand) -> None:
+        # Behind the compute lane, which has waited for every copy back, so that what left earlier has returned by now.
+        self._lanes.wait("d2h", "compute", self._lanes.latest["compute"])
+        self._courier.copy(errand, self._homes[spill.name], _bytes(storage))
+        spill.leaves_before = errand.task.before
+
+    def _bring_back(self, spill: Spill, storage: UntypedStorage, errand: Errand) -> None:
+        spill.leaves_before = None
+        if not spill.away:
+            return
+        home = self._homes[spill.name]
+        storage.resize_(home.nbytes)
+        target = _bytes(storage)
+        # Behind the compute lane, which had the memory before, and has waited for the copy out.
+        self._device.reached(f"memory for {spill.name}", target, [], [(0, home.nbytes)])
+        self._lanes.wait("h2d", "compute", self._lanes.mark("compute"))
+        spill.returned = self._courier.copy(errand, target, home)
+        spill.away = False
+
+
+class Watching(TorchDispatchMode):
+    """Tells of the storages that operators meet and make."""
+
+    def __init__(self, spills: Spills) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._spills = spills
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        met = {storage._cdata: storage for storage in _storages((args, kwargs))}
+        for storage in met.values():
+            self._spills.meet(storage)
+        out = func(*args, **(kwargs or {}))
+        for storage in _storages(out):
+            if storage._cdata not in met:
+                met[storage._cdata] = storage
+                self._spills.make(storage)
+        return out
+
+
+def _storages(tree: Any) -> Iterable[UntypedStorage]:
+    for leaf in tree_leaves(tree):
+        if isinstance(leaf, Tensor) and leaf.layout is torch.strided:
+            yield leaf.untyped_storage()
+
+
+def _bytes(storage: UntypedStorage) -> Tensor:
+    """All bytes of a storage."""
+    with _disable_current_modes():
+        return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage, 0, (storage.nbytes(),), (1,))
+
+
+def _home(nbytes: int) -> Tensor:
+    return bytes_of(new_pages(nbytes), 0, nbytes)
+
+
+def _alive_at_the_end_of_calls(plan: Plan, spilled: set[str]) -> dict[str, dict[int, list[str]]]:
+    """For each call that makes a spilled activation: what it makes that lives on, by size, in the order of making."""
+    where, calls = plan.trace.call_of_piece, plan.trace.calls
+    found: dict[str, dict[int, list[str]]] = {}
+    for name, activation in plan.activations.items():
+        if activation.producer < 0:
+            continue
+        maker = where[activation.producer]
+        following = where.index(maker + 1) if maker + 1 < len(calls) else len(where)
+        if activation.until > following:
+            found.setdefault(calls[maker].name, {}).setdefault(activation.nbytes, []).append(name)
+    return {call: sizes for call, sizes in found.items() if any(name in spilled for n in sizes.values() for name in n)}

@@ -1,0 +1,270 @@
+"""What an executor may meet, on a device that checks every access: each scenario must pass, and no wait is idle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import taskgraph_offload as tgo
+from taskgraph_offload.devices.checked import CheckedDevice, CheckedLane
+from taskgraph_offload.trace import Call, Piece
+from tests import models, running
+from tests.guard import Guard
+from tests.running import Case, assert_equal, plan_of, spilling
+
+Scenario = Callable[[int], None]
+
+
+class Recording(CheckedDevice):
+    """Remembers, for each copy and call, what was known to be over when it was issued."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.issued: dict[str, list[tuple[str, int, dict[str, int]]]] = {}
+
+    def touch(self, lane: CheckedLane, label: str, memory: Tensor, ranges: Any, writes: bool) -> None:
+        super().touch(lane, label, memory, ranges, writes)
+        if writes:  # what a task writes comes after what it reads
+            name = f"{lane.name} {label.removeprefix(f'{lane.name} ')}"
+            self.issued.setdefault(name, []).append((lane.name, lane.clock[lane.name], dict(lane.clock)))
+
+
+def assert_follows(plan: tgo.Plan, device: Recording, cycles: int = 3) -> None:
+    """Every edge of the plan's graph was kept."""
+    graph, seen, places = plan.graph(cycles), dict[str, int](), dict[str, tuple[str, int, dict[str, int]]]()
+    for node, data in graph:
+        name = str(data["task"]).partition(" after ")[0].partition(" before ")[0]
+        names = [key for key in device.issued if key.partition(" #")[0] == name]
+        ordered = sorted((entry for key in names for entry in device.issued[key]), key=lambda entry: entry[1])
+        places[node] = ordered[seen.get(name, 0)]
+        seen[name] = seen.get(name, 0) + 1
+    for before, after in graph.dag.edges:
+        lane, number, _ = places[before]
+        assert places[after][2].get(lane, 0) >= number, f"{after} did not wait for {before}"
+
+
+def run(made: Case, plan: tgo.Plan, seed: int, forwards: int = 3, follows: bool = True) -> None:
+    """Some forwards like the plain model's."""
+    with torch.no_grad():
+        wanted = made()
+    device = Recording(seed)
+    with tgo.Executor(made.model, plan, device=device) as executor, torch.no_grad():
+        for _ in range(forwards):
+            with Guard(executor):
+                assert_equal(made(), wanted)
+    if follows:
+        assert_follows(plan, device)
+
+
+def layerwise(seed: int) -> None:
+    made = running.case("chain")
+    run(made, running.known_plan("chain", "layerwise"), seed)
+
+
+def sequential(seed: int) -> None:
+    run(running.case("albert"), running.known_plan("albert", "sequential"), seed)
+
+
+def written_back(seed: int) -> None:
+    """Copies home behind every call, and one before anybody has read what came."""
+    plan = running.known_plan("chain", "sequential")
+
+    def with_copies_home(tasks: tuple[tgo.Task, ...]) -> tuple[tgo.Task, ...]:
+        found: list[tgo.Task] = []
+        for task in tasks:
+            early = task.kind == "h2d" and task.name == "blocks.3"
+            late = task.kind == "compute" and task.name in ("blocks.1", "blocks.2")
+            found += [task] + [tgo.Task("d2h", task.name)] * (early or late)
+        return tuple(found)
+
+    changed = replace(plan, cold=with_copies_home(plan.cold), steady=with_copies_home(plan.steady))
+    changed.verify()
+    run(running.case("chain"), changed, seed)
+
+
+def spilled(seed: int) -> None:
+    torch.manual_seed(0)
+    made = Case(running.Skips(), {"x": torch.randn(8, 16)})
+    spills = [("~down.0/0", "down.1", "down.2", "up.1"), ("~down.1/0", "down.2", "down.3", "up.0")]
+    run(made, spilling(plan_of(made, "sequential"), *spills), seed)
+
+
+def spilled_and_met(seed: int) -> None:
+    """An operator that nobody expected uses what is away."""
+    torch.manual_seed(0)
+    made = Case(running.Skips(), {"x": torch.randn(8, 16)})
+    plan = spilling(plan_of(made, "sequential"), ("~down.0/0", "down.1", "down.2", "up.1"))
+    kept: list[Tensor] = []
+    made.model.down[0].register_forward_hook(lambda module, args, output: kept.append(output))
+    made.model.middle.register_forward_hook(lambda module, args, output: output + kept.pop())
+    run(made, plan, seed, follows=False)
+
+
+def reordered(seed: int) -> None:
+    """Blocks skipped, repeated, in another order; and called by themselves."""
+    made = running.case("chain")
+    net = made.model
+    orders = [(0, 1, 2, 3, 4), (4, 2, 0), (0, 0, 3, 3), (1,), (0, 1, 2, 3, 4), (3, 4, 1)]
+    wanted = []
+    with torch.no_grad():
+        for order in orders:
+            net.order = order
+            wanted.append(made())
+        alone = net.blocks[2](made.inputs["x"])
+        with tgo.Executor(net, running.known_plan("chain", "layerwise"), device=CheckedDevice(seed)) as executor:
+            for order, outputs in zip(orders, wanted, strict=True):
+                net.order = order
+                with Guard(executor):
+                    assert_equal(made(), outputs, str(order))
+                    assert_equal([net.blocks[2](made.inputs["x"])], [alone])
+
+
+def colliding(seed: int) -> None:
+    """A block cut so fine that its own weights share seats, run at a moment that the plan does not know."""
+    made = running.case("vit")
+    plan = running.known_plan("vit", "auto")
+    hidden = torch.randn(1, 5, 16)
+    with torch.no_grad():
+        wanted, alone = made(), made.model.layers[1](hidden)
+        with tgo.Executor(made.model, plan, device=CheckedDevice(seed)) as executor:
+            for _ in range(2):
+                with Guard(executor):
+                    assert_equal(made(), wanted)
+                    assert_equal([made.model.layers[1](hidden)], [alone])
+            assert any(need.beside for need in executor._needs.blocks.values())
+
+
+@dataclass(eq=False)
+class Counting(nn.Module):
+    """Counts its calls in a buffer, once it is told to."""
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self.block, self.counts = models.Block(4, 64), False
+        self.register_buffer("times", torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.counts:
+            self.times.add_(1)
+        return self.block(x) + self.times
+
+
+def changed_unexpectedly(seed: int) -> None:
+    """Weights that the forward changes, and did not when it was planned."""
+    torch.manual_seed(0)
+    made = Case(models.Net([Counting() for _ in range(4)], range(4)), {"x": torch.randn(2, 4)})
+    plan = plan_of(made, "layerwise")
+    for block in made.model.blocks:
+        block.counts = True
+    outputs = []
+    with torch.no_grad():
+        for _ in range(3):
+            outputs.append(made())
+        for block in made.model.blocks:
+            block.times.zero_()
+        with tgo.Executor(made.model, plan, device=CheckedDevice(seed)):
+            for number, wanted in enumerate(outputs, 1):
+                assert_equal(made(), wanted)
+                assert all(torch.equal(b.times, torch.full((4,), float(number))) for b in made.model.blocks)
+    assert all(torch.equal(b.times, torch.full((4,), 3.0)) for b in made.model.blocks)
+
+
+def changed_while_streaming(seed: int) -> None:
+    """Weights that the forward changes, in blocks that come and go: they are copied home behind every call."""
+    torch.manual_seed(0)
+    made = Case(models.Net([Counting() for _ in range(4)], range(4)), {"x": torch.randn(2, 4)})
+    for block in made.model.blocks:
+        block.counts = True
+    plan = streaming_changes(made)
+    with tgo.Executor(made.model, plan, device=CheckedDevice(seed)), torch.no_grad():
+        for number, order in enumerate([range(4), range(4), (0, 1, 3, 2), range(4)], 1):
+            made.model.order = order
+            made()
+            assert all(torch.equal(b.times, torch.full((4,), float(number))) for b in made.model.blocks)
+
+
+def streaming_changes(made: Case) -> tgo.Plan:
+    """A plan by hand: no strategy lets a weight that changes leave the device."""
+    trace = running.trace_of(made)
+    still = replace(trace, fixed={}, calls=tuple(replace(c, pieces=_without_writes(c)) for c in trace.calls))
+    plan = running.tight(still, "sequential")
+
+    def with_copies_home(tasks: tuple[tgo.Task, ...]) -> tuple[tgo.Task, ...]:
+        found: list[tgo.Task] = []
+        for task in tasks:
+            found += [task, tgo.Task("d2h", task.name)] if task.kind == "compute" else [task]
+        return tuple(found)
+
+    moving = replace(trace, fixed={})
+    plan = replace(plan, trace=moving, cold=with_copies_home(plan.cold), steady=with_copies_home(plan.steady))
+    plan.verify()
+    return plan
+
+
+def _without_writes(call: Call) -> tuple[Piece, ...]:
+    return tuple(replace(piece, reads=(*piece.reads, *piece.writes), writes=()) for piece in call.pieces)
+
+
+def trained(seed: int) -> None:
+    """BatchNorm in training: what changes lives on the device, and is home in the end."""
+    torch.manual_seed(0)
+    made = Case(running.Normed().train(), {"x": torch.randn(4, 8)})
+    before = {name: tensor.clone() for name, tensor in made.model.state_dict().items()}
+    wanted = [made() for _ in range(3)]
+    after = {name: tensor.clone() for name, tensor in made.model.state_dict().items()}
+    made.model.load_state_dict(before)
+    with tgo.Executor(made.model, plan_of(made), device=CheckedDevice(seed)):
+        for outputs in wanted:
+            assert_equal(made(), outputs)
+    for name, tensor in made.model.state_dict().items():
+        assert torch.equal(tensor, after[name]), name
+
+
+def edited(seed: int) -> None:
+    """Weights that are read between blocks, or were fetched already, change between two forwards."""
+    made = running.case("chain")
+    with (
+        torch.no_grad(),
+        tgo.Executor(made.model, running.known_plan("chain", "layerwise"), device=CheckedDevice(seed)) as executor,
+    ):
+        for number in range(4):
+            made.model.scale.add_(number)
+            made.model.blocks[0].down.weight.mul_(0.5)
+            with Guard(executor):
+                outputs = made()
+            plain = Case(models.Net([models.Block(4, 64) for _ in range(5)], range(5), scaled=True), made.inputs)
+            plain.model.load_state_dict(made.model.state_dict())
+            assert_equal(outputs, plain())
+
+
+def interrupted(seed: int) -> None:
+    """A block raises, and what was on its way is not trusted any more."""
+    made = running.case("chain")
+    with torch.no_grad():
+        wanted = made()
+        for strategy in ("resident", "layerwise"):
+            with tgo.Executor(made.model, running.known_plan("chain", strategy), device=CheckedDevice(seed)):
+                for number in (1, 3, 4):
+                    handle = made.model.blocks[number].register_forward_pre_hook(_raise)
+                    try:
+                        made()
+                    except ZeroDivisionError:
+                        handle.remove()
+                    assert_equal(made(), wanted)
+
+
+def _raise(*_: object) -> None:
+    raise ZeroDivisionError
+
+
+SCENARIOS: dict[str, Scenario] = {
+    function.__name__: function
+    for function in (
+        *(layerwise, sequential, written_back, spilled, spilled_and_met, reordered, colliding),
+        *(changed_unexpectedly, changed_while_streaming, trained, edited, interrupted),
+    )
+}

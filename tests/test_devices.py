@@ -1,0 +1,143 @@
+"""Devices as the executor uses them: lanes that copy in order, wait for one another, and keep time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import taskgraph_offload as tgo
+from taskgraph_offload.devices import open_device
+from taskgraph_offload.devices.checked import CheckedDevice
+from taskgraph_offload.devices.cpu import CpuDevice
+from taskgraph_offload.runtime.lanes import Lanes
+
+MEGABYTE = 1 << 20
+
+
+@pytest.fixture
+def device() -> Iterator[CpuDevice]:
+    opened = CpuDevice()
+    yield opened
+    opened.close()
+
+
+def seconds_of(device: CpuDevice, nbytes: int, copies: int) -> float:
+    source, target = torch.zeros(nbytes, dtype=torch.uint8), device.allocate(nbytes)
+    begin, end = device.event(), device.event()
+    device.lanes["h2d"].record(begin)
+    for _ in range(copies):
+        device.lanes["h2d"].copy(target, source, "a copy")
+    device.lanes["h2d"].record(end)
+    end.synchronize()
+    return end.seconds_since(begin)
+
+
+@pytest.mark.parametrize("copies", [1, 5])
+def test_a_paced_link_takes_as_long_as_its_rate_says(copies: int) -> None:
+    device = CpuDevice(link_bytes_per_second=100 * MEGABYTE)
+    taken = [seconds_of(device, MEGABYTE, copies) for _ in range(5)]  # a busy machine wakes some of them late
+    assert min(taken) == pytest.approx(0.01 * copies, rel=0.2)
+    device.close()
+
+
+def test_both_directions_and_the_caller_go_on_at_once() -> None:
+    device = CpuDevice(link_bytes_per_second=100 * MEGABYTE)
+    memory, other = device.allocate(5 * MEGABYTE), device.allocate(5 * MEGABYTE)
+    done = [device.event(), device.event()]
+    start = time.perf_counter()
+    for lane, event in zip(("h2d", "d2h"), done, strict=True):
+        device.lanes[lane].copy(memory, other, "a copy")
+        device.lanes[lane].record(event)
+    assert time.perf_counter() - start < 0.04  # the caller does not wait
+    for event in done:
+        event.synchronize()
+    assert time.perf_counter() - start < 0.09  # one after the other takes 0.1
+    device.close()
+
+
+def test_a_lane_waits_for_the_latest_moment_that_was_recorded_when_it_was_told(device: CpuDevice) -> None:
+    here, there, back = device.allocate(1), device.allocate(1), torch.zeros(1, dtype=torch.uint8)
+    event, done = device.event(), device.event()
+    for value in range(20):
+        back.fill_(value)
+        device.lanes["h2d"].copy(here, back, "in")
+        device.lanes["h2d"].record(event)
+        device.lanes["d2h"].wait(event)
+        device.lanes["d2h"].copy(there, here, "out")
+        device.lanes["d2h"].record(done)
+        device.lanes["compute"].wait(done)
+        assert int(there) == value
+
+
+def test_a_wait_for_an_event_that_was_never_recorded_is_no_wait(device: CpuDevice) -> None:
+    device.lanes["compute"].wait(device.event())
+    device.lanes["h2d"].wait(device.event())
+    device.synchronize()
+
+
+def test_closing_ends_the_threads() -> None:
+    before = threading.active_count()
+    device = CpuDevice()
+    assert threading.active_count() == before + 2
+    device.close()
+    assert threading.active_count() == before
+
+
+def test_windows_share_bytes_and_have_a_storage_of_their_own(device: CpuDevice) -> None:
+    memory = device.allocate(2048)
+    window = device.window(memory, 512, 100)
+    window.fill_(3)
+    assert memory[511:513].tolist() == [0, 3]
+    assert (window.untyped_storage().nbytes(), window.data_ptr() % 512) == (100, 0)
+
+
+@pytest.mark.parametrize("opened", [CpuDevice, CheckedDevice])
+def test_a_task_that_has_left_the_ring_is_waited_for_by_a_later_one(opened: type) -> None:
+    device = opened()
+    lanes = Lanes(device, {"compute": 3, "h2d": 3, "d2h": 3})
+    memory, home = device.allocate(1), torch.zeros(1, dtype=torch.uint8)
+    lanes.wait("h2d", "compute", lanes.mark("compute"))
+    for value in range(8):
+        lanes.start("h2d")
+        device.lanes["h2d"].copy(memory, torch.full_like(home, value), f"copy {value}")
+        lanes.stop("h2d")
+    assert lanes.moments("h2d", 2) is None
+    lanes.wait("compute", "h2d", 1)
+    assert int(memory) >= 5
+    assert lanes.waited_for("compute") == (("h2d", 6),)
+    lanes.wait("compute", "h2d", 4)
+    assert lanes.waited_for("compute") == ()  # who has waited for 6 has waited for 4
+    lanes.synchronize()
+    device.close()
+
+
+def test_devices_are_opened_by_name() -> None:
+    assert isinstance(open_device("checked:7"), CheckedDevice)
+    opened = open_device("cpu", link_bytes_per_second=1e9)
+    assert isinstance(opened, CpuDevice)
+    opened.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "message"),
+    [
+        ("tpu", None, "no such device: 'tpu'"),
+        ("cuda:x", None, "no such device: 'cuda:x'"),
+        ("cpu:1", None, "no such device: 'cpu:1'"),
+        ("checked", 1e9, "link_bytes_per_second=1000000000.0 with device 'checked'"),
+        ("cpu", 0, "link_bytes_per_second=0"),
+    ],
+)
+def test_a_device_that_makes_no_sense_is_refused(name: str, rate: float | None, message: str) -> None:
+    with pytest.raises(tgo.SettingsError, match=message):
+        open_device(name, rate)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_without_a_gpu_cuda_is_refused_with_what_to_do() -> None:
+    with pytest.raises(tgo.SettingsError, match="device='cpu' runs every plan anywhere"):
+        open_device("cuda")
