@@ -1,7 +1,14 @@
-"""One file per device, and how to open one by its name."""
+"""One file per device; a file here is a device, nothing lists them.
+
+Besides its device, such a file has two functions, which take what stands behind the name (`1` of "cuda:1") and the
+rate of the link if one is asked for: `check` raises `SettingsError` if there is no such device here, `create` opens it.
+"""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -10,23 +17,22 @@ from ..errors import SettingsError
 from .base import Device
 
 
+def names() -> tuple[str, ...]:
+    """The kinds of devices that there are.
+
+    >>> names()
+    ('checked', 'cpu', 'cuda')
+    """
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "base"))
+
+
 def check_device(name: str | torch.device | None, link_bytes_per_second: float | None = None) -> None:
     """Raise `SettingsError` if there is no such device here.
 
     >>> check_device("checked:7")
     """
-    kind, number = _read(name)
-    if kind not in ("cuda", "cpu", "checked") or (number and (kind == "cpu" or not number.isdigit())):
-        raise SettingsError(f"no such device: {str(name)!r}; there are 'cuda', 'cuda:1', 'cpu', 'checked', 'checked:7'")
-    if link_bytes_per_second is not None and (kind != "cpu" or not link_bytes_per_second > 0):
-        raise SettingsError(
-            f"link_bytes_per_second={link_bytes_per_second!r} with device {kind!r}; "
-            "it is a rate above zero, for device='cpu', which then copies as slowly as a real link"
-        )
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise SettingsError("device 'cuda' is not available here; device='cpu' runs every plan anywhere")
-    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
-        raise SettingsError(f"no such device: {str(name)!r}; torch sees {torch.cuda.device_count()} of that kind")
+    file, number = _find(name)
+    file.check(number, link_bytes_per_second)
 
 
 def open_device(name: str | torch.device | None, link_bytes_per_second: float | None = None) -> Device[Any]:
@@ -35,23 +41,16 @@ def open_device(name: str | torch.device | None, link_bytes_per_second: float | 
     >>> device = open_device("cpu")
     >>> device.close()
     """
-    check_device(name, link_bytes_per_second)
-    kind, number = _read(name)
-    if kind == "cpu":
-        from .cpu import CpuDevice
-
-        return CpuDevice(link_bytes_per_second)
-    if kind == "checked":
-        from .checked import CheckedDevice
-
-        return CheckedDevice(int(number or 0))
-    from .cuda import CudaDevice
-
-    return CudaDevice(int(number) if number else torch.cuda.current_device())
+    file, number = _find(name)
+    file.check(number, link_bytes_per_second)
+    device: Device[Any] = file.create(number, link_bytes_per_second)
+    return device
 
 
-def _read(name: str | torch.device | None) -> tuple[str, str]:
-    """The kind of a device, and its number or seed."""
+def _find(name: str | torch.device | None) -> tuple[ModuleType, str]:
+    """The file of a device, and what stands behind its name."""
     wanted = str(name) if name is not None else "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, number = wanted.partition(":")
-    return kind, number
+    kind, colon, number = wanted.partition(":")
+    if kind not in names() or (colon and not number.isdecimal()):
+        raise SettingsError(f"no such device: {wanted!r}; there are {', '.join(names())}, and 'cuda:1', 'checked:7'")
+    return importlib.import_module(f"{__name__}.{kind}"), number

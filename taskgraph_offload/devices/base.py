@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 
 from torch import Tensor
 
+from ..errors import SettingsError
 from ..graph import Lane as LaneName
 
 E = TypeVar("E")
@@ -93,3 +94,12 @@ class Device(Protocol[E]):
     def close(self) -> None:
         """End the lanes; nothing may be issued any more."""
         ...
+
+
+def refuse_link(kind: str, link_bytes_per_second: float | None) -> None:
+    """A device whose copies cannot be slowed refuses a rate."""
+    if link_bytes_per_second is not None:
+        raise SettingsError(
+            f"link_bytes_per_second={link_bytes_per_second!r} with device {kind!r}; "
+            "it is for device='cpu', which then copies as slowly as a real link"
+        )

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..errors import ExecutionError
 from ..graph import Lane as LaneName
-from .base import Range
+from .base import Range, refuse_link
 from .cpu import bytes_of, copy_bytes, new_pages
 
 POISON = 0xFF  # a NaN in every floating-point type, -1 in every integer
@@ -282,3 +282,13 @@ def merge(clock: Clock, other: Mapping[str, int]) -> None:
 def fill(memory: Tensor, value: int) -> None:
     """Every byte the same, unseen by dispatch modes."""
     ctypes.memset(memory.data_ptr(), value, memory.nbytes)
+
+
+def check(number: str, link_bytes_per_second: float | None) -> None:
+    """Any seed will do."""
+    refuse_link("checked", link_bytes_per_second)
+
+
+def create(number: str, link_bytes_per_second: float | None) -> CheckedDevice:
+    """Open the checking device with a seed."""
+    return CheckedDevice(int(number or 0))

@@ -18,6 +18,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from ..errors import SettingsError
 from ..graph import Lane as LaneName
 from .base import Range
 
@@ -187,3 +188,16 @@ def bytes_of(buffer: mmap.mmap | numpy.ndarray, start: int, nbytes: int) -> Tens
     if nbytes == 0:
         return torch.empty(0, dtype=torch.uint8)
     return torch.frombuffer(buffer, dtype=torch.uint8, count=nbytes, offset=start)
+
+
+def check(number: str, link_bytes_per_second: float | None) -> None:
+    """There is one CPU; its link has a rate above zero."""
+    if number:
+        raise SettingsError(f"no such device: 'cpu:{number}'; there is one 'cpu'")
+    if link_bytes_per_second is not None and not link_bytes_per_second > 0:
+        raise SettingsError(f"link_bytes_per_second={link_bytes_per_second!r} must be above zero")
+
+
+def create(number: str, link_bytes_per_second: float | None) -> CpuDevice:
+    """Open the CPU."""
+    return CpuDevice(link_bytes_per_second)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from ..errors import ExecutionError
+from ..errors import ExecutionError, SettingsError
 from ..graph import Lane as LaneName
-from .base import Range
+from .base import Range, refuse_link
 
 
 class CudaEvent:
@@ -129,3 +129,17 @@ class CudaDevice:
     def _check(self, code: Any, verb: str, nbytes: int) -> None:
         if int(code) != 0:
             raise ExecutionError(f"CUDA could not {verb} {nbytes} bytes of host memory: {code}; is there enough of it?")
+
+
+def check(number: str, link_bytes_per_second: float | None) -> None:
+    """The GPU has to be there."""
+    refuse_link("cuda", link_bytes_per_second)
+    if not torch.cuda.is_available():
+        raise SettingsError("device 'cuda' is not available here; device='cpu' runs every plan anywhere")
+    if int(number or 0) >= torch.cuda.device_count():
+        raise SettingsError(f"no such device: 'cuda:{number}'; torch sees {torch.cuda.device_count()} of that kind")
+
+
+def create(number: str, link_bytes_per_second: float | None) -> CudaDevice:
+    """Open a GPU by its number, or the current one."""
+    return CudaDevice(int(number) if number else torch.cuda.current_device())
