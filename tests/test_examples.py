@@ -30,6 +30,9 @@ def run(command: list[str], folder: Path) -> str:
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_every_example_runs(name, tmp_path):
     assert run([sys.executable, str(ROOT / "examples" / f"{name}.py"), *EXAMPLES[name]], tmp_path)
+    if name == "compare_strategies":
+        gallery = {path.name for path in (ROOT / "examples" / "gallery").iterdir()}
+        assert gallery <= {path.name for path in tmp_path.iterdir()}, "the gallery shows what the demo makes"
 
 
 def test_every_example_is_listed_here():

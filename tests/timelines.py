@@ -40,6 +40,6 @@ def measured(timeline: tgo.Timeline, seed: int = 0) -> tgo.Timeline:
         stop = start + span.seconds * chance.uniform(1.0, 1.3)
         lanes[span.lane] = ends[span.node] = stop
         spans.append(replace(span, start=start, stop=stop))
-    starts = [span.start for span in spans if span.lane == "compute"]
+    starts = [0.0, *(span.start for span in spans if span.lane == "compute")]
     memory = tuple(replace(point, seconds=start) for point, start in zip(timeline.memory, starts, strict=True))
     return replace(timeline, source="measured", spans=tuple(spans), memory=memory)
