@@ -54,16 +54,16 @@ def draft(request: Request, budget_bytes: int) -> Plan:
     try:
         schedule, offsets = _fit(request, budget_bytes - request.overhead_bytes)
     except Infeasible as infeasible:
-        raise _too_small(request, budget_bytes, infeasible.arena_bytes) from None
+        raise _too_small(request, budget_bytes, infeasible) from None
     return _assemble(request, budget_bytes, schedule, offsets)
 
 
 def smallest_budget(request: Request) -> int:
     """The smallest budget that works for a strategy."""
     try:
-        _fit(request, -1)
+        _fit(request, -1 - request.trace.activation_bytes)
     except Infeasible as infeasible:
-        return infeasible.arena_bytes + request.overhead_bytes
+        return infeasible.arena_bytes - infeasible.freed_bytes + request.overhead_bytes
     raise AssertionError("nothing fits in less than no memory")
 
 
@@ -77,7 +77,7 @@ def _fit(request: Request, capacity: int) -> tuple[Schedule, Mapping[str, int]]:
     trace = schedule.trace or request.trace
     offsets = schedule.offsets or place(schedule, trace)
     needed = arena_bytes(offsets, schedule.groups, trace)
-    if needed > capacity:
+    if needed > capacity + schedule.freed_bytes:
         raise Infeasible(needed)
     return schedule, offsets
 
@@ -106,14 +106,15 @@ def _assemble(request: Request, budget_bytes: int, schedule: Schedule, offsets: 
     )
 
 
-def _too_small(request: Request, budget_bytes: int, needed_arena_bytes: int) -> BudgetError:
+def _too_small(request: Request, budget_bytes: int, infeasible: Infeasible) -> BudgetError:
     """The error that says what would do: for this strategy, and for the least demanding one."""
-    smallest = needed_arena_bytes + request.overhead_bytes
+    smallest = infeasible.arena_bytes - infeasible.freed_bytes + request.overhead_bytes
     least, name = min((smallest_budget(_with(request, name)), name) for name in strategies.names())
     trace, fixed = request.trace, aligned(span_bytes(request.fixed, request.trace))
-    parts = {"activations": trace.activation_bytes, "always resident": fixed, "margin": request.margin_bytes}
+    activations = trace.activation_bytes - infeasible.freed_bytes
+    parts = {"activations": activations, "always resident": fixed, "margin": request.margin_bytes}
     holds = [f"{what} {readable(nbytes)}" for what, nbytes in parts.items() if nbytes]
-    holds.append(f"what {request.strategy} must hold at once {readable(needed_arena_bytes)}")
+    holds.append(f"what {request.strategy} must hold at once {readable(infeasible.arena_bytes)}")
     message = (
         f"a budget of {budget_bytes} bytes ({readable(budget_bytes)}) is too small for strategy {request.strategy!r}: "
         f'the smallest that works is "{smallest}B" ({readable(smallest)}: {", ".join(holds)})'

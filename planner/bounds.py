@@ -2,7 +2,8 @@
 
 A trace is seen twice: as its calls, which is how whole blocks stream, and as its pieces, the finest cut there is.
 Weights that always stay take room and never stream; a weight that several units read counts once in each window. The
-latency of copies is left out. Only reads numbers off a trace: the argument is in `windows` and `pace`.
+latency of copies is left out, and activations that only wait are taken to be away. Only reads numbers off a trace: the
+argument is in `windows` and `pace`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from collections.abc import Sequence
 
 from taskgraph_offload.machine import Machine
 from taskgraph_offload.plan import Bound
-from taskgraph_offload.trace import Call, Piece, Trace
+from taskgraph_offload.trace import Trace
 
+from .idle import least_transients
 from .pace import steady_pace
 from .windows import Cycle, cold_seconds, room_without_stall
 
@@ -37,14 +39,15 @@ def bound(trace: Trace, budget_bytes: int, machine: Machine) -> Bound:
 
 
 def smallest_budget_without_stall(trace: Trace, machine: Machine) -> int:
-    """The smallest budget at which the bound is the compute alone, at the finest cut.
+    """The smallest budget at which compute alone is what bounds the step, at the finest cut, with no activation away.
 
     >>> trace = Trace.from_units([{"name": name, "seconds": 1.0, "tensors": [2**30]} for name in "abcd"])
     >>> smallest_budget_without_stall(trace, Machine.preset("rtx4090")) == 2 * 2**30
     True
     """
-    units = _pieces(trace, machine)
-    room = room_without_stall(_cycle(trace, units, 0), machine.h2d_bytes_per_second, [unit[2] for unit in units])
+    transients = [piece.transient_bytes for call in trace.calls for piece in call.pieces]
+    cycle = _cycle(trace, _pieces(trace, machine), 0)
+    room = room_without_stall(cycle, machine.h2d_bytes_per_second, transients)
     return max(0, int(-(-room // 1))) + _fixed_bytes(trace)
 
 
@@ -85,13 +88,12 @@ def _fixed_bytes(trace: Trace) -> int:
 
 
 def _calls(trace: Trace, machine: Machine) -> Units:
-    return [_unit(call, call.reads, machine) for call in trace.calls]
+    transients = least_transients(trace, trace.call_of_piece)
+    return [(call.reads, call.cost(machine), least) for call, least in zip(trace.calls, transients, strict=True)]
 
 
 def _pieces(trace: Trace, machine: Machine) -> Units:
-    pieces = (piece for call in trace.calls for piece in call.pieces)
-    return [_unit(piece, tuple(dict.fromkeys((*piece.reads, *piece.writes))), machine) for piece in pieces]
-
-
-def _unit(unit: Call | Piece, reads: tuple[str, ...], machine: Machine) -> tuple[tuple[str, ...], float, int]:
-    return reads, unit.cost(machine), unit.transient_bytes
+    pieces = [piece for call in trace.calls for piece in call.pieces]
+    transients = least_transients(trace, range(len(pieces)))
+    reads = (tuple(dict.fromkeys((*piece.reads, *piece.writes))) for piece in pieces)
+    return [(names, p.cost(machine), least) for names, p, least in zip(reads, pieces, transients, strict=True)]

@@ -9,7 +9,7 @@ The arena of every draft looks like this:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from taskgraph_offload.machine import Machine
@@ -19,8 +19,8 @@ from .items import Stock
 from .rehearse import steady_seconds
 from .ring import ring
 
-_SLOWER_LINK = 0.7  # a machine is never what was measured:
-_WEIGHT = 0.1  # a plan that also does well on a slower link is worth a little
+SLOWER_LINK, FASTER_LINK = 0.6, 1.7  # a machine is never what was measured:
+_WEIGHT = 0.1  # a plan that also does well with a slower link, or a faster one, is worth a little
 _WORTH_A_COPY = (4, 32)  # latencies: a part that takes less time than this travels with its neighbour
 _MANY_COPIES = 0.01  # of the step, in latencies: fewer copies are tried too
 
@@ -34,7 +34,12 @@ class Draft:
     seats: tuple[Seat, ...]
     copies: tuple[Copy, ...]
     step_seconds: float
+    slower_seconds: float
     score: float
+
+    def seconds(self, link: float) -> float:
+        """The step with the link as it was measured, or with the slower one."""
+        return self.step_seconds if link == 1.0 else self.slower_seconds
 
     @property
     def streaming(self) -> frozenset[int]:
@@ -68,8 +73,10 @@ class Desk:
             offset += sum(self.stock.items[index].nbytes for index in part)
 
     def everything_streams(self) -> Draft | None:
-        """The draft in which nothing stays: needs the least room."""
-        return self.draft(self.stock.everything.items)
+        """The draft in which nothing stays, the better of two rings: as large as it may be, and as small as it can."""
+        small = replace(self, capacity=min(self.capacity, self.stock.largest_unit_bytes))
+        drafts = [desk.draft(self.stock.everything.items) for desk in (self, small)]
+        return min((draft for draft in drafts if draft is not None), key=lambda draft: draft.score, default=None)
 
     def _timed(self, placed: Sequence[tuple[int, tuple[int, ...]]]) -> Draft | None:
         """The draft with these runs; where latencies matter, with fewer and larger copies if that is better."""
@@ -89,5 +96,6 @@ class Desk:
         if copies is None:
             return None
         step = steady_seconds(seconds, copies, rate, latency)
-        score = step + _WEIGHT * steady_seconds(seconds, copies, rate * _SLOWER_LINK, latency)
-        return Draft(self.stock, tuple(run for _, run in placed), tuple(seats), tuple(copies), step, score)
+        slower, faster = (steady_seconds(seconds, copies, rate * link, latency) for link in (SLOWER_LINK, FASTER_LINK))
+        runs = tuple(run for _, run in placed)
+        return Draft(self.stock, runs, tuple(seats), tuple(copies), step, slower, step + _WEIGHT * (slower + faster))

@@ -15,7 +15,8 @@ class Schedule:
 
     Offsets follow in `seats`, the first cycle in `cold`, edges in `connect`. A strategy whose speed depends on one
     particular placement may give its `offsets`. `loads_first`: what stays comes before the first call, not with its
-    first reader. `trace`: the trace cut finer, where the tasks' calls are parts of blocks.
+    first reader. `trace`: the trace cut finer, where the tasks' calls are parts of blocks. `freed_bytes`: what the peak
+    of activations is lower by, because some leave.
     """
 
     groups: Mapping[str, tuple[str, ...]]
@@ -24,6 +25,7 @@ class Schedule:
     offsets: Mapping[str, int] | None = None
     loads_first: bool = False
     trace: Trace | None = None
+    freed_bytes: int = 0
 
     def with_resident(self, name: str, weights: tuple[str, ...]) -> Schedule:
         """The same schedule with one more group, which always stays."""
@@ -31,8 +33,8 @@ class Schedule:
 
 
 class Infeasible(Exception):
-    """No schedule of this strategy fits; it needs `arena_bytes`."""
+    """No schedule of this strategy fits; it needs `arena_bytes`, of which activations that leave can free some."""
 
-    def __init__(self, arena_bytes: int) -> None:
-        super().__init__(f"needs an arena of {arena_bytes} bytes")
-        self.arena_bytes = arena_bytes
+    def __init__(self, arena_bytes: int, freed_bytes: int = 0) -> None:
+        super().__init__(f"needs an arena of {arena_bytes} bytes, {freed_bytes} of them free when activations leave")
+        self.arena_bytes, self.freed_bytes = arena_bytes, freed_bytes

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from math import inf
 
 from .candidates import Candidate, candidates
-from .draft import Desk, Draft
+from .draft import SLOWER_LINK, Desk, Draft
 from .items import Units
 from .pace import steady_pace
 from .rounding import round_to_items
@@ -35,12 +35,20 @@ _MANY_LATENCIES = 0.01  # of the pace: then streaming few units wholly may be be
 def search(desk: Desk, best: Draft | None = None) -> Draft | None:
     """The best draft that is found at this desk, or the one to beat."""
     drafts = max(_LEAST_DRAFTS, _EFFORT // (len(desk.stock.seconds) + len(desk.stock.items)))
-    for units in _smaller_and_smaller_items(desk):
-        for share in _SET_ASIDE:
-            for candidate in _candidates(desk, units, share, best)[:_MOST_DRAFTS]:
-                if drafts and (best is None or candidate.pace < best.step_seconds):
-                    best, drafts = _try(desk, candidate, best), drafts - 1
+    for link, units, share in _directions(desk):
+        if not drafts:
+            break
+        for candidate in _candidates(desk, units, share, best, link)[:_MOST_DRAFTS]:
+            if drafts and (best is None or candidate.pace < best.seconds(link)):
+                best, drafts = _try(desk, candidate, best), drafts - 1
     return best
+
+
+def _directions(desk: Desk) -> Iterator[tuple[float, Units, float]]:
+    """Where to look, the likeliest first: the link as measured or slower, what may stream, and how much to spare."""
+    for link in (1.0, SLOWER_LINK):
+        for units in _smaller_and_smaller_items(desk):
+            yield from ((link, units, share) for share in _SET_ASIDE)
 
 
 def pace_of(desk: Desk) -> float:
@@ -89,10 +97,10 @@ def _choices(desk: Desk, candidate: Candidate) -> Iterator[list[list[int]]]:
             yield [list(unit) if some else [] for unit, some in zip(units.items, whole, strict=True)]
 
 
-def _candidates(desk: Desk, units: Units, share: float, best: Draft | None) -> list[Candidate]:
+def _candidates(desk: Desk, units: Units, share: float, best: Draft | None, link: float) -> list[Candidate]:
     """The candidates when a share of a usual item is set aside."""
     missing = desk.stock.nbytes - desk.capacity
     usual = max(float(units.nbytes.sum()) / units.count, missing / len(units.items))
-    most = inf if best is None else best.step_seconds
-    rate = desk.machine.h2d_bytes_per_second
+    most = inf if best is None else best.seconds(link)
+    rate = link * desk.machine.h2d_bytes_per_second
     return candidates(units, desk.stock.seconds, rate, missing + share * usual, usual, most)

@@ -9,20 +9,23 @@ no weight, no piece and no cost changes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import replace
 
 from taskgraph_offload.trace import Call, Piece, Trace
 
 
-def cut_finer(trace: Trace, least_bytes: int) -> Trace:
+def cut_finer(trace: Trace, least_bytes: int, whole: Container[str] = ()) -> Trace:
     """The same trace, each call cut wherever a run of pieces reads `least_bytes` or more that can stream.
+
+    The calls named by `whole` stay as they are.
 
     >>> unit = {"name": "a", "seconds": 1.0, "tensors": [4, 4, 4], "tensor_seconds": [1, 1, 2]}
     >>> [call.name for call in cut_finer(Trace.from_units([unit]), 8).calls]
     ['a/0', 'a/1']
     """
-    return replace(trace, calls=tuple(part for call in trace.calls for part in _parts(trace, call, least_bytes)))
+    parts = ((call,) if call.name in whole else _parts(trace, call, least_bytes) for call in trace.calls)
+    return replace(trace, calls=tuple(part for some in parts for part in some))
 
 
 def _parts(trace: Trace, call: Call, least_bytes: int) -> Iterator[Call]:

@@ -212,26 +212,30 @@ def _accesses_of_call(plan: Plan, call: Call) -> list[Access]:
 
 def _served_calls(plan: Plan, tasks: list[Task]) -> list[str]:
     """The call that each task is or copies for: the next that reads what comes, the last that used what goes."""
-    calls = plan.trace.calls
-    readers: dict[str, set[str]] = {}
-    for name, bundle in plan.bundles.items():
-        readers[name] = {calls[i].name for weight in bundle.weights for i in plan.trace.readers.get(weight, ())}
-    for name in plan.activations:
-        readers[name] = {call.name for call in calls if name in plan.activations_of[call.name][0]}
-    served = [task.name if task.kind == "compute" else "" for task in tasks]
-    computes = [i for i, task in enumerate(tasks) if task.kind == "compute"]
-    following = [task.name for task in plan.steady if task.kind == "compute"]
-    for index, task in enumerate(tasks):
+    passed = [task.name for task in tasks if task.kind == "compute"]
+    calls = passed + [task.name for task in plan.steady if task.kind == "compute"]
+    readers = _places_of_readers(plan, calls)
+    served, place = list[str](), 0  # so many calls are behind
+    for task in tasks:
         if task.kind == "compute":
+            served.append(task.name)
+            place += 1
             continue
-        place = bisect_left(computes, index)
-        ahead = [tasks[i].name for i in computes[place:]] + following
-        behind = [tasks[i].name for i in reversed(computes[:place])]
-        candidates = ahead if task.kind == "h2d" else behind
-        served[index] = next(
-            (name for name in candidates if name in readers[task.name]), candidates[0] if candidates else ""
-        )
+        places, back = readers[task.name], int(task.kind == "d2h")
+        found = bisect_left(places, place) - back
+        index = places[found] if 0 <= found < len(places) else place - back
+        served.append(calls[index] if 0 <= index < len(calls) else "")
     return served
+
+
+def _places_of_readers(plan: Plan, calls: list[str]) -> dict[str, list[int]]:
+    """For each bundle and each activation: the places in a list of calls of those that read it."""
+    readers: dict[str, list[int]] = {name: [] for name in (*plan.bundles, *plan.activations)}
+    for place, name in enumerate(calls):
+        bundles = (plan.bundle_of[weight] for weight in plan.calls[name].reads if weight in plan.bundle_of)
+        for read in dict.fromkeys((*bundles, *plan.activations_of[name][0])):
+            readers[read].append(place)
+    return readers
 
 
 @dataclass(slots=True)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .binding import gap, what_binds
 from .budget import readable, readable_seconds
 from .simulate import SETTLED
 from .timeline import Timeline
 
 if TYPE_CHECKING:
     from .plan import Plan
-
-BUSY = 0.98  # a lane that works for this share of the step is what bounds it
 
 
 def explain(plan: Plan) -> str:
@@ -29,26 +28,10 @@ def facts(plan: Plan) -> list[tuple[str, str]]:
         ("streamed", _streamed(plan)),
         ("step", _step(plan, timeline)),
         ("bound by", what_binds(timeline)),
+        *([("gap", gap(plan, timeline))] if plan.bound.step_seconds else []),
         *_outlook(plan, timeline),
         *_warnings(plan),
     ]
-
-
-def what_binds(timeline: Timeline) -> str:
-    """What keeps the last step of a timeline from being shorter: compute, the link, or a stall by its name."""
-    step, last = timeline.step_seconds, timeline.cycles - 1
-    if step <= 0 or timeline.compute_seconds >= BUSY * step:
-        return f"compute: it works {timeline.compute_seconds / step if step > 0 else 1:.1%} of the step"
-    copying = sum(span.seconds for span in timeline.lane("h2d", last))
-    if copying >= BUSY * step:
-        return f"the link: it copies {min(1.0, copying / step):.1%} of the step"
-    stalls = timeline.stalls()
-    worst = stalls[0]
-    cause = "" if worst.cause is None else f" for {worst.cause.partition('/')[2]}"
-    return (
-        f"stalls: compute waits {readable_seconds(timeline.stall_seconds)} in {len(stalls)} places, "
-        f"longest {worst.call} {readable_seconds(worst.seconds)}{cause}"
-    )
 
 
 def _budget(plan: Plan) -> str:
@@ -101,9 +84,12 @@ def _outlook(plan: Plan, timeline: Timeline) -> list[tuple[str, str]]:
 
 
 def _warnings(plan: Plan) -> list[tuple[str, str]]:
-    if plan.trace.source != "symbolic":
-        return []
-    return [("careful", "the forward was traced without shapes: all times and activations are guesses; pass inputs=")]
+    warnings = []
+    if plan.trace.source == "symbolic":
+        warnings.append("the forward was traced without shapes: all times and activations are guesses; pass inputs=")
+    if plan.machine.shares_memory:
+        warnings.append("this GPU has no memory of its own: what leaves it frees nothing, so offloading cannot help")
+    return [("careful", warning) for warning in warnings]
 
 
 def _some(names: list[str], most: int = 4) -> str:

@@ -29,8 +29,11 @@ CHOSEN = {
     "rand1 b0.8": (0.3, 0.5),
     "rand2 b1.5": (0.1, 0.3),
 }
-MISMEASURED = [("flux H200@55", 0.1), ("flux 4090@25", 0.5), ("rand1 b0.8", 0.3)]
-PAIRS = [(c, b) for c in cases() for b in c["budgets"] if b["fraction"] in CHOSEN[c["name"]]]
+# Where a plan for the wrong machine loses most; `benchmarks/auto_robustness.py` shows all.
+MISMEASURED = [("rand0 b0.3", 0.5), ("rand1 b0.8", 0.7), ("flux 4090@25", 0.7)]
+FASTER_OR_SLOWER = [(0.7, 1.3), (0.7, 1.0), (1.0, 0.7), (1.3, 0.7)]  # link, compute
+EVERYTHING = [(c, b) for c in cases() for b in c["budgets"]]
+PAIRS = [(c, b) for c, b in EVERYTHING if b["fraction"] in CHOSEN[c["name"]]]
 
 Units = list[dict[str, Any]]
 
@@ -153,10 +156,10 @@ def test_the_same_plan_every_time() -> None:
 
 def test_a_plan_is_still_good_when_the_machine_is_not_what_was_measured() -> None:
     losses: list[float] = []
-    for case, budget in ((c, b) for c, b in PAIRS if (c["name"], b["fraction"]) in MISMEASURED):
+    for case, budget in ((c, b) for c, b in EVERYTHING if (c["name"], b["fraction"]) in MISMEASURED):
         machine = machine_of(case)
         plan = planned(case["units"], budget["budget_bytes"], machine)
-        for link, compute in [(0.7, 1.0), (1.3, 1.0), (1.0, 0.7), (1.0, 1.3)]:
+        for link, compute in FASTER_OR_SLOWER:
             true = replace(machine, h2d_bytes_per_second=machine.h2d_bytes_per_second * link)
             units = [{**unit, "seconds": unit["seconds"] / compute} for unit in case["units"]]
             right = tgo.Planner.for_trace(

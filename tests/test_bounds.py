@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -12,6 +13,8 @@ from scipy.optimize import linprog
 
 import taskgraph_offload as tgo
 from planner.bounds import bound, smallest_budget_without_stall
+from taskgraph_offload.plan import Bound, Bundle
+from taskgraph_offload.trace import Activation
 from tests.made import SLOW_LINK, cases, trace_of
 
 RATE = SLOW_LINK.h2d_bytes_per_second
@@ -170,6 +173,34 @@ def test_no_plan_beats_the_bound(seed: int) -> None:
         timeline = plan.predict(8)
         assert timeline.step_seconds >= plan.bound.step_seconds * (1 - 1e-9)
         assert timeline.cold_seconds >= plan.bound.cold_seconds * (1 - 1e-9)
+
+
+def waiting_trace() -> tgo.Trace:
+    """s makes an activation that waits all through five rounds of p and q, for e."""
+    transients = {"s": 1024_000, "p": 2048_000, "q": 2048_000, "e": 1024_000}
+    trace = tgo.Trace.from_units(
+        {"name": name, "seconds": 1e-6, "tensors": {name: 1024_000}, "transient_bytes": transients[name]}
+        for name in ["s", *"pq" * 5, "e"]
+    )
+    return replace(trace, activations=(Activation("s/0", 1024_000, producer=0, uses=(11,), until=12),))
+
+
+def test_no_plan_that_lets_an_activation_leave_beats_the_bound() -> None:
+    trace, budget = waiting_trace(), 3072_000
+    bundles = {name: Bundle(name, (name,), offset) for name, offset in zip("spqe", (0, 0, 1024_000, 0), strict=True)}
+    tasks = [
+        task
+        for call in trace.calls
+        for task in ([tgo.Task("h2d", call.name)] if call.name in bundles else []) + [tgo.Task("compute", call.name)]
+    ]
+    tasks[2:2], tasks[-2:-2] = [tgo.Task("d2h", "~s/0", before="p")], [tgo.Task("h2d", "~s/0", after="q#5")]
+    program = tuple(tasks)
+    plan = tgo.Plan(trace, SLOW_LINK, "hand", {}, budget, 0, 2048_000, bundles, program, program, Bound(0, 0, 0, 0))
+    plan.verify()
+    timeline, least = plan.predict(8), bound(trace, budget, SLOW_LINK)
+    assert timeline.step_seconds >= max(least.step_seconds, least.block_step_seconds) * (1 - 1e-9)
+    assert timeline.cold_seconds >= max(least.cold_seconds, least.block_cold_seconds) * (1 - 1e-9)
+    assert timeline.step_seconds < bound(replace(trace, activations=()), budget, SLOW_LINK).step_seconds
 
 
 @pytest.mark.parametrize("case", cases(), ids=lambda case: str(case["name"]))

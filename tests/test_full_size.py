@@ -41,6 +41,22 @@ def test_every_strategy_at_every_budget(name):
     assert planned >= 30
 
 
+@pytest.mark.parametrize("name", ["flux", "wan", "sdxl", "llama"])
+def test_auto_is_near_the_bound_at_every_budget_and_never_slower_with_more(name):
+    """Fewer budgets than `benchmarks/auto_budgets.py`, which plans for forty."""
+    trace, steps = trace_of(name), []
+    largest = max(sum(trace.weights[weight].nbytes for weight in call.reads) for call in trace.calls)
+    for budget in tgo.Planner.for_trace(trace, 1, machine="rtx4090").budgets(4, ["auto"]):
+        plan = tgo.Planner.for_trace(trace, f"{budget}B", machine="rtx4090").plan()
+        steps.append(plan.predict(8).step_seconds)
+        assert plan.peak_bytes + plan.margin_bytes <= budget
+        assert steps[-1] <= 1.005 * min(steps)
+        room = budget - trace.activation_bytes - plan.margin_bytes
+        assert room < 2 * largest or steps[-1] <= 1.05 * plan.bound.step_seconds
+        assert steps[-1] >= plan.bound.step_seconds * (1 - 1e-9)
+    assert not plan.streamed_bytes
+
+
 @pytest.mark.parametrize("name", ["flux", "wan", "sdxl", "llama", "t5"])
 def test_the_smallest_budget_that_an_error_names_is_enough(name):
     trace = trace_of(name)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -112,6 +114,20 @@ def test_a_device_that_cannot_be_measured_is_refused_by_name(device: object) -> 
 def test_measuring_a_card_that_is_not_there_names_the_presets() -> None:
     with pytest.raises(SettingsError, match=r"cuda:63.*rtx4090"):
         Machine.measure("cuda:63")
+
+
+@pytest.mark.parametrize("integrated", [True, False, None])
+def test_a_gpu_that_shares_its_memory_is_found(monkeypatch: pytest.MonkeyPatch, integrated: bool | None) -> None:
+    properties = SimpleNamespace() if integrated is None else SimpleNamespace(is_integrated=integrated)
+    for name, value in {"device_count": 1, "get_device_name": "Orin", "get_device_properties": properties}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    monkeypatch.setattr(torch.cuda, "device", nullcontext)
+    monkeypatch.setattr(
+        "taskgraph_offload.measure._measure", lambda name, *_: replace(Machine.preset("cpu"), name=name)
+    )
+    machine = Machine.measure("cuda")
+    assert machine.name.startswith("Orin (measured")
+    assert machine.shares_memory == bool(integrated)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -22,6 +22,7 @@ from ..items import take_stock
 from ..problem import Problem
 from ..schedule import Infeasible, Schedule
 from ..search import pace_of, search
+from ..spills import choose, cut_for_spills, findable, lowest_peak, peak_with, with_spills
 from ..streaming import to_schedule
 from ..units import cut_finer
 from . import resident, sequential
@@ -32,10 +33,18 @@ _FINER_MUST_GAIN = 0.002  # of the step: more units mean more hooks and more eve
 
 
 def schedule(problem: Problem) -> Schedule:
-    """Keep everything if it fits; else search at whole blocks, then at finer units."""
-    whole = _desk(problem, problem.trace)
-    if whole.stock.nbytes <= problem.capacity:
+    """Keep everything if it fits; else stream; where that does not fit, let activations leave too."""
+    if _desk(problem, problem.trace).stock.nbytes <= problem.capacity:
         return resident.schedule(problem)
+    try:
+        return _streaming(problem)
+    except Infeasible as infeasible:
+        return _spilling(problem, infeasible.arena_bytes)
+
+
+def _streaming(problem: Problem) -> Schedule:
+    """Search at whole blocks, then at finer units."""
+    whole = _desk(problem, problem.trace)
     if _desk(problem, cut_finer(problem.trace, 0)).stock.largest_unit_bytes > problem.capacity:
         return _one_after_another(problem)
     best: Draft | None = None
@@ -43,6 +52,26 @@ def schedule(problem: Problem) -> Schedule:
         if best is None or _may_gain(desk, best):
             best = _better(best, search(desk, desk.everything_streams()))
     return to_schedule(best) if best is not None else _one_after_another(problem)
+
+
+def _spilling(problem: Problem, needed: int) -> Schedule:
+    """Stream in no more bytes than it takes; of the activations, as much leaves as these bytes need."""
+    trace, peak = cut_for_spills(problem.trace, needed), problem.trace.activation_bytes
+    movable, cut = findable(trace, problem.trace), replace(problem, trace=trace)
+    needed = cut.arena_bytes(sequential.schedule(cut))
+    spills = choose(trace, movable, peak + problem.capacity - needed)
+    if spills is None:
+        raise Infeasible(needed, peak - lowest_peak(trace, movable))
+    found = _at(replace(cut, capacity=needed))
+    steady = with_spills(found.steady, trace, spills)
+    return replace(found, steady=steady, trace=trace, freed_bytes=peak - peak_with(trace, spills))
+
+
+def _at(problem: Problem) -> Schedule:
+    """The best for these units and no others."""
+    desk = _desk(problem, problem.trace)
+    best = search(desk, desk.everything_streams())
+    return to_schedule(best) if best is not None else _without_gates(sequential.schedule(problem))
 
 
 def _may_gain(desk: Desk, best: Draft) -> bool:
@@ -78,4 +107,8 @@ def _one_after_another(problem: Problem) -> Schedule:
     needed = finest.arena_bytes(found)
     if needed > problem.capacity:
         raise Infeasible(needed)
-    return replace(found, steady=tuple(replace(task, after=None) for task in found.steady), trace=finest.trace)
+    return replace(_without_gates(found), trace=finest.trace)
+
+
+def _without_gates(schedule: Schedule) -> Schedule:
+    return replace(schedule, steady=tuple(replace(task, after=None) for task in schedule.steady))

@@ -1,0 +1,59 @@
+"""What a plan says of itself: what binds it, by which window, how far from the bound, and what would close that."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+import taskgraph_offload as tgo
+
+from .made import SLOW_LINK, plan_of, trace_of
+
+MIB = 2**20
+
+
+def said(plan: tgo.Plan) -> dict[str, str]:
+    """The lines of the page by their labels."""
+    return {line[:12].strip(): line[12:] for line in plan.explain().splitlines()}
+
+
+def test_a_stall_names_the_window_in_which_the_link_cannot_keep_up() -> None:
+    found = said(plan_of(trace_of([MIB] * 8, 1e-3), 4 * MIB, "sequential"))
+    assert "longest a 1.05 ms for h2d a" in found["bound by"]
+    assert (
+        "from the end of h on, the link brings 1.0 MiB in 1.05 ms, and compute has work for 0.0 us" in found["bound by"]
+    )
+
+
+def test_a_window_reaches_back_over_all_copies_that_wait_for_one_another() -> None:
+    seconds = [1e-4, 1e-4, 1e-4, 4e-3, 1e-4, 1e-4]
+    found = said(plan_of(trace_of([MIB] * 6, seconds), 3 * MIB, "layerwise", prefetch=2))
+    assert "from the end of d on, the link brings" in found["bound by"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "budget", "strategy", "words"),
+    [
+        (1.0, 4 * MIB, "auto", "none: only faster compute"),
+        (1e-5, 4 * MIB, "auto", "the rest is lost to whole tensors"),
+        (1e-5, 8 * MIB, "auto", "none: only faster compute"),
+        (1e-5, 4 * MIB, "layerwise", "strategy 'auto' comes closer"),
+    ],
+)
+def test_the_gap_and_what_would_close_it(seconds: float, budget: int, strategy: str, words: str) -> None:
+    assert words in said(plan_of(trace_of([MIB] * 8, seconds, tensors=8), budget, strategy))["gap"]
+
+
+def test_the_gap_names_the_latency_where_it_is_part_of_it() -> None:
+    machine = replace(SLOW_LINK, latency_seconds=2e-4)
+    trace = trace_of([MIB] * 8, 1e-5, tensors=8)
+    plan = tgo.Planner.for_trace(trace, f"{4 * MIB}B", strategy="layerwise", machine=machine).plan()
+    assert "1.60 ms of it the latency of copies" in said(plan)["gap"]
+
+
+def test_a_gpu_without_memory_of_its_own_is_said() -> None:
+    plan = plan_of(trace_of([MIB] * 8), 4 * MIB, "layerwise")
+    assert "careful" not in said(plan)
+    shared = replace(plan, machine=replace(plan.machine, name="Orin (measured, memory shared with the CPU)"))
+    assert "offloading cannot help" in said(shared)["careful"]
