@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from functools import cached_property
 from types import TracebackType
 from typing import Any
+from weakref import finalize
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .devices import check_device, open_device
 from .devices.base import Device
-from .errors import ExecutionError
+from .errors import ExecutionError, SettingsError
 from .fingerprint import check_model
 from .homes import Homes
 from .plan import Plan
 from .runtime.agenda import Agenda, agendas
-from .runtime.boundaries import Boundaries, Entry
+from .runtime.boundaries import Boundaries, refuse_attached
 from .runtime.conductor import Conductor
 from .runtime.forwards import Forwards
 from .runtime.log import Log, Stats
@@ -30,6 +33,15 @@ class Executor:
 
     `device` is "cuda", "cuda:1", "cpu" or "checked" (by default the best there is), `link_bytes_per_second` slows the
     copies of "cpu" to those of a real link, and with `lazy` the device's memory is taken at the first forward.
+
+    Weights may be read and edited between forwards, and by hooks: an operator that works in place always counts, and
+    so does another Parameter or another `.data` (its memory is where the weight is loaded from then on). An edit that
+    torch does not count, through `.data` or numpy, is seen if it changes one of 64 words of eight
+    bytes spread over the weight: any edit of all rows, or of one row of up to 64. After a smaller one, call
+    `weights_changed()`.
+
+    Between its calls a weight is at home, in host memory, also where the model's forward runs on a GPU: what reads
+    `module.weight.device` or `model.device` from outside sees "cpu". Give inputs on the device yourself.
 
     >>> import taskgraph_offload as tgo
     >>> model, x = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(8))), torch.ones(1, 64)
@@ -51,11 +63,14 @@ class Executor:
     ) -> None:
         if device is None or isinstance(device, str | torch.device):
             check_device(device, link_bytes_per_second)
+        elif not hasattr(device, "lanes"):
+            raise SettingsError(f"device={device!r} is no device: give a name, such as 'cuda:1', 'cpu' or 'checked'")
         check_model(plan.trace, model)
         plan.verify()
         self.model, self.plan, self.stats = model, plan, Stats()
         self._device_wanted, self._link, self._lazy = device, link_bytes_per_second, lazy
         self._timeline: Timeline | None = None
+        self._finalizer: finalize[[Device[Any], Mapping[str, Tensor]], Executor] | None = None
         self._clear()
 
     def _clear(self) -> None:
@@ -65,11 +80,13 @@ class Executor:
         self._forwards: Forwards | None = None
         self._conductor: Conductor | None = None
         self._paused = False
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        self._finalizer = None
 
     def attach(self) -> Executor:
         """Move the weights to their homes and take over the boundaries of the forward."""
-        if self._device is not None or isinstance(vars(self.model).get(self.plan.trace.entry), Entry):
-            raise ExecutionError(f"this {type(self.model).__name__} is attached already; detach that executor first")
+        refuse_attached(self.model)
         try:
             with torch.inference_mode(False):
                 self._move_in()
@@ -85,14 +102,14 @@ class Executor:
         if self._device is None:
             return
         self._refuse_while_running("detach")
-        if self._boundaries is not None:
-            self._boundaries.remove()
-        self._end_conductor()
-        if self._homes is not None:
-            with torch.inference_mode(False):
-                self._homes.give_back()
-        self._device.close()
-        self._clear()
+        with ExitStack() as steps:  # the last one first, and each whatever became of the others
+            steps.callback(self._clear)
+            steps.callback(self._device.close)
+            if self._homes is not None:
+                steps.callback(self._homes.give_back)
+            steps.callback(self._end_conductor)
+            if self._boundaries is not None:
+                steps.callback(self._boundaries.remove)
 
     def pause(self) -> None:
         """Everything home and the device's memory free, until `resume`; so that several executors can take turns."""
@@ -107,6 +124,11 @@ class Executor:
         self._paused = False
         if self._conductor is None and not self._lazy:
             self._conductor = self._new_conductor()
+
+    def weights_changed(self) -> None:
+        """Load all weights anew in the next forward: some were edited where torch does not count it."""
+        self._require_attached()
+        self._watch.everything_changed()
 
     def timeline(self) -> Timeline:
         """What the last forwards did, task by task, as measured."""
@@ -127,9 +149,13 @@ class Executor:
         if wanted is None or isinstance(wanted, str | torch.device):
             wanted = open_device(wanted, self._link)
         device = self._device = wanted
+        device.begin()
         self._homes = Homes(self.model, self.plan, device)
+        self._finalizer = finalize(self, _let_go, device, self._homes.slabs)
+        self._finalizer.atexit = False
         self._needs = Needs(self.plan, self._homes)
-        self._forwards = Forwards(self.plan.trace.entry, Watch(self._homes, self._needs.changed), self._ready)
+        self._watch = Watch(self._homes, self._needs.changed)
+        self._forwards = Forwards(self.plan.trace.entry, self._watch, self._ready)
         self._boundaries = Boundaries(self.model, self._modules(), self._forwards.reach)
         for method in dict.fromkeys((self.plan.trace.entry, "forward")):
             self._boundaries.wrap(self.model, method, self._forwards.run)
@@ -148,13 +174,18 @@ class Executor:
         """What conducts the forward that is about to begin."""
         if self._paused:
             raise ExecutionError("this executor is paused; call resume() before the model")
+        assert self._device is not None
+        assert self._boundaries is not None
+        self._device.begin()  # before anything that would have to be undone
         if self._conductor is None:
             self._conductor = self._new_conductor()
+        self._boundaries.come_outermost()
         return self._conductor
 
     def _new_conductor(self) -> Conductor:
         assert self._device is not None
         assert self._homes is not None
+        self._device.begin()  # what is allocated and marked is the caller's
         self._log = Log(self.stats)
         with torch.inference_mode(False):
             return Conductor(self.plan, self._agendas, self._homes, self._needs, self._device, self._log)
@@ -162,9 +193,11 @@ class Executor:
     def _end_conductor(self) -> None:
         if self._conductor is None:
             return
-        self._timeline = self._log.timeline(self.plan, self._conductor.lanes)
-        self._conductor.close()
-        self._conductor = None
+        conductor, self._conductor = self._conductor, None
+        try:
+            self._timeline = self._log.timeline(self.plan, conductor.lanes)
+        finally:
+            conductor.close()
 
     def _require_attached(self) -> None:
         if self._device is None:
@@ -173,3 +206,14 @@ class Executor:
     def _refuse_while_running(self, what: str) -> None:
         if self._forwards is not None and self._forwards.are_running:
             raise ExecutionError(f"cannot {what} while a forward is running")
+
+
+def _let_go(device: Device[Any], slabs: Mapping[str, Tensor]) -> None:
+    """Nobody has detached, and the model and its executor are garbage now."""
+    with suppress(Exception):
+        device.synchronize()
+    for slab in slabs.values():
+        with suppress(Exception):
+            device.unpin(slab)
+    with suppress(Exception):
+        device.close()

@@ -7,59 +7,36 @@ bytes and tensors; never decides when anything moves.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import numpy
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .devices.base import Device
 from .devices.cpu import bytes_of, copy_bytes, new_pages
-from .errors import ExecutionError
 from .fingerprint import check_model
+from .members import Member, members_of
 from .plan import Bundle, Plan, aligned, inner_offsets
 from .weights import extent_of
 
 
 @dataclass(eq=False)
-class Member:
-    """One tensor that shows bytes of a weight, and where the model keeps it (`owners`: a dict and a key in it).
-
-    `counted`: whether torch counts the edits of the tensor, as it does unless it was made in inference mode.
-
-    `home` and `seat` are views of the same shape, of the weight's bytes at home and on the device.
-    """
-
-    tensor: Tensor
-    offset: int
-    owners: list[tuple[dict[str, Any], str]]
-    device: torch.device
-    weight: str = ""
-    home: Tensor = field(init=False)
-    seat: Tensor = field(init=False)
-    counted: bool = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.counted = not self.tensor.is_inference()
-
-    def view_of(self, memory: Tensor) -> Tensor:
-        """The tensor's shape over the bytes of its weight."""
-        with torch.inference_mode(not self.counted):
-            empty = torch.empty(0, dtype=self.tensor.dtype, device=memory.device)
-            place = self.offset // empty.element_size()
-            return empty.set_(memory.untyped_storage(), place, self.tensor.shape, self.tensor.stride())
-
-
-@dataclass(eq=False)
 class Home:
-    """The bytes of one weight at home, where they lie in the slab of its bundle, and the tensors that show them."""
+    """The bytes of one weight at home, where they lie in the slab of its bundle, and the tensors that show them.
+
+    One that has `moved` lies elsewhere, in memory that the model gave it.
+    """
 
     name: str
     bundle: str
     offset: int
     members: list[Member]
     memory: Tensor
+    moved: bool = False
 
 
 class Homes:
@@ -71,7 +48,8 @@ class Homes:
         self.slabs: dict[str, Tensor] = {}
         self.words: dict[str, numpy.ndarray] = {}  # the same memory, eight bytes each
         self.weights: dict[str, Home] = {}
-        members = _members(model, plan)
+        self.moves = 0
+        members = members_of(model, plan)
         try:
             for bundle in plan.bundles.values():
                 self._move_in(plan, bundle, members)
@@ -83,14 +61,63 @@ class Homes:
         """Every tensor of every weight."""
         return (member for home in self.weights.values() for member in home.members)
 
+    def pieces(self, bundle: str, start: int, stop: int) -> Iterator[tuple[int, int, Tensor]]:
+        """Where bytes of a bundle lie at home: (first, last, memory), in order."""
+        moved = [home for home in self.weights.values() if home.moved and home.bundle == bundle and home.memory.nbytes]
+        for home in sorted(moved, key=lambda home: home.offset):
+            first, last = max(start, home.offset), min(stop, home.offset + home.memory.nbytes)
+            if first < last:
+                if start < first:
+                    yield start, first, self.slabs[bundle][start:first]
+                yield first, last, home.memory[first - home.offset : last - home.offset]
+                start = last
+        if start < stop or not moved:
+            yield start, stop, self.slabs[bundle][start:stop]
+
     def give_back(self) -> None:
-        """Everything at home, on the device where it was found. The slabs live on as the tensors' memory."""
-        for slab in self.slabs.values():
-            self._device.unpin(slab)
-        for home in self.weights.values():
-            memory = home.memory.to(home.members[0].device)
-            for member in home.members:
-                member.tensor.data = member.view_of(memory)
+        """Everything at home, on the device where it was found. The slabs live on as the tensors' memory.
+
+        What the model has given other data keeps it. Each step is tried, whatever became of the others.
+        """
+        with torch.inference_mode(False), ExitStack() as steps:
+            for home in self.weights.values():
+                steps.callback(_give_back, home)
+            for memory in self.slabs.values():
+                steps.callback(self._device.unpin, memory)
+
+    def adopt(self, home: Home, member: Member, tensor: Tensor) -> None:
+        """Other memory than its home is behind a weight: that is the home now.
+
+        What was the home stays as it is, for whoever shows it. Where no copy can be made from the new memory, the
+        tensor moves to pages of our own.
+        """
+        with torch.no_grad(), torch.inference_mode(False), _disable_current_modes():
+            if tensor is not member.tensor:
+                _let_go(home, member)
+            self._free_pages(home.name)
+            member.tensor, member.came_from = tensor, tensor.device
+            member.note_version()
+            if tensor.device.type == "cpu" and tensor.stride() == member.stride and not _is_lazy(tensor):
+                home.memory = bytes_of(raw_bytes(tensor.detach()).numpy(), 0, home.memory.nbytes)
+                member.home = tensor.detach()
+            else:
+                home.memory = self._pages_with(home, member, tensor)
+                tensor.data = member.home = member.view_of(home.memory)
+        home.moved = True
+        self.moves += 1
+
+    def _pages_with(self, home: Home, member: Member, tensor: Tensor) -> Tensor:
+        memory = bytes_of(new_pages(home.memory.nbytes), 0, home.memory.nbytes)
+        alike = torch.empty_strided(member.shape, member.stride, dtype=member.dtype)
+        fill(memory, alike.copy_(tensor.detach()))
+        self._device.pin(memory)
+        self.slabs[_moved(home.name)] = memory
+        return memory
+
+    def _free_pages(self, name: str) -> None:
+        if _moved(name) in self.slabs:
+            self._device.synchronize()
+            self._device.unpin(self.slabs.pop(_moved(name)))
 
     def _move_in(self, plan: Plan, bundle: Bundle, members: Mapping[str, list[Member]]) -> None:
         pages = new_pages(aligned(plan.sizes[bundle.name]))
@@ -124,74 +151,38 @@ def fill(memory: Tensor, tensor: Tensor) -> None:
 def _move_in(member: Member, memory: Tensor) -> None:
     with torch.inference_mode(False):
         fill(memory[member.offset :], member.tensor)
-    member.home = member.view_of(memory)
+    member.home = member.seat = member.view_of(memory)
     member.tensor.data = member.home
 
 
-def _members(model: nn.Module, plan: Plan) -> dict[str, list[Member]]:
-    """For each weight that moves: its tensors, each once, with all places that hold it."""
-    moving = {name: name for name in plan.seats}
-    moving |= {alias: name for name in plan.seats for alias in plan.trace.weights[name].aliases}
-    found: dict[str, dict[int, Member]] = {name: {} for name in plan.seats}
-    for path, owner, key in _places(model):
-        if path in moving:
-            tensor = owner[key]
-            if tensor.device.type == "meta":
-                raise ExecutionError(f"weight {path!r} is on the meta device and has no data; load the model first")
-            member = found[moving[path]].setdefault(id(tensor), Member(tensor, 0, [], tensor.device))
-            member.owners.append((owner, key))
-    members = {name: list(tensors.values()) for name, tensors in found.items()}
-    _add_other_views(model, members)
-    for name, tensors in members.items():
-        first = min(extent_of(member.tensor).start for member in tensors)
-        for member in tensors:
-            member.weight, member.offset = name, extent_of(member.tensor).start - first
-    return members
+def _moved(name: str) -> str:
+    """The name of a slab that holds one weight which has moved to pages of our own."""
+    return f"{name}, moved"
 
 
-def _places(model: nn.Module) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """Every path of a parameter or buffer, with the dict and the key that hold it."""
-    for prefix, module in model.named_modules(remove_duplicate=False):
-        for owner in (module._parameters, module._buffers):
-            for key, tensor in owner.items():
-                if tensor is not None:
-                    yield f"{prefix}.{key}" if prefix else key, owner, key
+def _let_go(home: Home, member: Member) -> None:
+    """A tensor that the model has put aside gets a last value of its own, if it still shows the device's."""
+    if not member.shows(member.home):
+        if not member.shows(member.seat):
+            return
+        fill(home.memory[member.offset :], member.tensor)
+        member.tensor.data = member.home
+    if member.came_from.type != "cpu" and member.tensor is not member.found:
+        member.tensor.data = member.home.to(member.came_from)
 
 
-def _add_other_views(model: nn.Module, members: Mapping[str, list[Member]]) -> None:
-    """Plain attributes that show a weight's bytes move with it."""
-    known = {id(member.tensor) for tensors in members.values() for member in tensors}
-    weight_at = {m.tensor.untyped_storage()._cdata: name for name, tensors in members.items() for m in tensors}
-    shared = _shared_storages(members)
-    for module in model.modules():
-        for tensor in _plain_tensors(vars(module)):
-            storage = tensor.untyped_storage()._cdata if tensor.layout is torch.strided else None
-            if id(tensor) in known or storage not in weight_at or storage in shared:
-                continue
-            known.add(id(tensor))
-            if _within(tensor, members[weight_at[storage]]):
-                members[weight_at[storage]].append(Member(tensor, 0, [], tensor.device))
+def _give_back(home: Home) -> None:
+    memory: dict[torch.device, Tensor] = {}
+    for member in home.members:
+        if member.shows(member.seat):
+            member.tensor.data = member.home
+        if member.device.type != "cpu":
+            if member.shows(member.home):
+                on_device = memory.setdefault(member.device, home.memory.to(member.device))
+                member.tensor.data = member.view_of(on_device)
+            if member.found is not member.tensor:
+                member.found.data = member.found.data.to(member.device)
 
 
-def _shared_storages(members: Mapping[str, list[Member]]) -> set[int]:
-    """Storages in which several weights lie: there, a storage does not say which weight a view shows."""
-    seen: dict[int, str] = {}
-    return {
-        storage
-        for name, tensors in members.items()
-        for member in tensors
-        for storage in (member.tensor.untyped_storage()._cdata,)
-        if seen.setdefault(storage, name) != name
-    }
-
-
-def _within(tensor: Tensor, members: list[Member]) -> bool:
-    extents, extent = [extent_of(member.tensor) for member in members], extent_of(tensor)
-    return min(e.start for e in extents) <= extent.start and extent.stop <= max(e.stop for e in extents)
-
-
-def _plain_tensors(attributes: dict[str, Any]) -> Iterator[Tensor]:
-    for value in attributes.values():
-        for item in value if isinstance(value, list | tuple) else (value,):
-            if type(item) in (Tensor, nn.Parameter):
-                yield item
+def _is_lazy(tensor: Tensor) -> bool:
+    return tensor.is_conj() or tensor.is_neg()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import taskgraph_offload as tgo
 from taskgraph_offload.devices.checked import CheckedDevice, CheckedLane
+from taskgraph_offload.devices.cpu import copy_bytes
 from taskgraph_offload.trace import Call, Piece
 from tests import models, running
 from tests.guard import Guard
@@ -101,6 +102,34 @@ def spilled_and_met(seed: int) -> None:
     kept: list[Tensor] = []
     made.model.down[0].register_forward_hook(lambda module, args, output: kept.append(output))
     made.model.middle.register_forward_hook(lambda module, args, output: output + kept.pop())
+    run(made, plan, seed, follows=False)
+
+
+class Peeking(running.Skips):
+    """Reads the first activation where no operator shows it, in the call that it comes back for."""
+
+    peeks = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        skips = []
+        for block in self.down:
+            x = block(x)
+            skips.append(x)
+        x = self.middle(x)
+        for block in self.up:
+            unseen = torch.zeros(x.shape)
+            if self.peeks and len(skips) == 1:
+                copy_bytes(unseen, skips[0])
+            x = block(torch.cat([x + unseen, skips.pop()], -1))
+        return x
+
+
+def spilled_and_read_unseen(seed: int) -> None:
+    """As a kernel does that is given an address."""
+    torch.manual_seed(0)
+    made = Case(Peeking(), {"x": torch.randn(8, 16)})
+    plan = spilling(plan_of(made, "resident"), ("~down.0/0", "down.1", "down.2", "up.1"))
+    made.model.peeks = True
     run(made, plan, seed, follows=False)
 
 
@@ -264,7 +293,7 @@ def _raise(*_: object) -> None:
 SCENARIOS: dict[str, Scenario] = {
     function.__name__: function
     for function in (
-        *(layerwise, sequential, written_back, spilled, spilled_and_met, reordered, colliding),
+        *(layerwise, sequential, written_back, spilled, spilled_and_met, spilled_and_read_unseen, reordered, colliding),
         *(changed_unexpectedly, changed_while_streaming, trained, edited, interrupted),
     )
 }

@@ -33,7 +33,7 @@ def _to_gpu(value: Any) -> Any:
     return value.cuda() if isinstance(value, Tensor) else value
 
 
-@pytest.mark.parametrize("name", ["chain", "flux", "sdxl", "llama", "lstm"])
+@pytest.mark.parametrize("name", ["chain", "flux", "sdxl", "llama", "t5", "whisper", "lstm"])
 def test_every_strategy_gives_the_outputs_of_the_plain_model(name: str) -> None:
     made, wanted = on_the_gpu(case(name))
     for strategy in STRATEGIES:
@@ -52,6 +52,7 @@ def test_large_blocks_stream_while_others_compute_and_stay_within_the_budget() -
     plan = tgo.Planner(made.model, "200MiB", inputs=cpu_inputs, strategy="layerwise", prefetch=2, margin="8MiB").plan()
     torch.cuda.synchronize()
     gc.collect()
+    torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated() - 32 * MIB  # the inputs are part of the budget
     with tgo.Executor(made.model, plan, device="cuda") as run, torch.no_grad():
         for _ in range(20):
@@ -112,3 +113,55 @@ def test_a_backward_through_weights_that_have_left() -> None:
             model(x).square().sum().backward()
         grads.append(x.grad)
     assert torch.equal(*grads)
+
+
+GENERATE: dict[str, dict[str, Any]] = {
+    "llama": dict(max_new_tokens=6, do_sample=False, use_cache=True, pad_token_id=0),
+    "whisper": dict(max_new_tokens=4, do_sample=False, language=None, task=None),
+}
+
+
+@pytest.mark.parametrize("name", GENERATE)
+def test_the_same_tokens_are_generated(name: str) -> None:
+    plain = case(name)
+    plan = plan_of(plain)
+    made, _ = on_the_gpu(plain)
+    first = made.inputs["input_features" if name == "whisper" else "input_ids"]
+    wanted = copy.deepcopy(made.model).cuda().generate(first, **GENERATE[name])
+    with tgo.Executor(made.model, plan, device="cuda"):
+        for _ in range(2):
+            assert torch.equal(made.model.generate(first, **GENERATE[name]), wanted)
+
+
+def test_the_caller_may_change_its_stream_between_and_within_forwards() -> None:
+    made, wanted = on_the_gpu(case("chain"))
+    streams = [torch.cuda.Stream() for _ in range(3)]
+    torch.cuda.synchronize()
+
+    def enter(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        streams[0].wait_stream(torch.cuda.current_stream())
+        torch.cuda.set_stream(streams[0])
+
+    with tgo.Executor(made.model, known_plan("chain"), device="cuda"), torch.no_grad():
+        for number in range(12):
+            stream = streams[1 + number % 2]
+            with torch.cuda.stream(stream):
+                handle = made.model.blocks[2].register_forward_pre_hook(enter)
+                outputs = made()
+                handle.remove()
+                torch.cuda.current_stream().synchronize()
+            assert_equal(outputs, wanted, f"forward {number}")
+
+
+def test_a_capture_is_refused_and_the_peak_is_the_users() -> None:
+    made, wanted = on_the_gpu(case("chain"))
+    torch.empty(64 * MIB, dtype=torch.uint8, device="cuda")
+    peak = torch.cuda.max_memory_allocated()
+    with tgo.Executor(made.model, known_plan("chain"), device="cuda"), torch.no_grad():
+        assert torch.cuda.max_memory_allocated() == peak
+        with (
+            pytest.raises(tgo.ExecutionError, match="CUDA graphs are not supported"),
+            torch.cuda.graph(torch.cuda.CUDAGraph()),
+        ):
+            made()
+        assert_equal(made(), wanted)

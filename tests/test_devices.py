@@ -117,9 +117,10 @@ def test_a_task_that_has_left_the_ring_is_waited_for_by_a_later_one(opened: type
 
 def test_devices_are_opened_by_name() -> None:
     assert isinstance(open_device("checked:7"), CheckedDevice)
-    opened = open_device("cpu", link_bytes_per_second=1e9)
-    assert isinstance(opened, CpuDevice)
-    opened.close()
+    for name in ("cpu", "cpu:0", torch.device("cpu", 0)):
+        opened = open_device(name, link_bytes_per_second=1e9)
+        assert isinstance(opened, CpuDevice)
+        opened.close()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 
 from torch import Tensor
 
-from ..errors import SettingsError
+from ..errors import ExecutionError, SettingsError
 from ..graph import Lane as LaneName
 
 E = TypeVar("E")
@@ -84,7 +84,7 @@ class Device(Protocol[E]):
         ...
 
     def synchronize(self) -> None:
-        """Block the caller until every lane is done."""
+        """Block the caller until every lane is done; raise what went wrong in one of them since, once."""
         ...
 
     def peak_bytes(self) -> int | None:
@@ -103,3 +103,9 @@ def refuse_link(kind: str, link_bytes_per_second: float | None) -> None:
             f"link_bytes_per_second={link_bytes_per_second!r} with device {kind!r}; "
             "it is for device='cpu', which then copies as slowly as a real link"
         )
+
+
+def refuse_closed(is_closed: bool) -> None:
+    """A device that was closed does nothing any more: an executor closes the one that it was given when it detaches."""
+    if is_closed:
+        raise ExecutionError("this device is closed; open another one with open_device(), or give its name")

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..errors import ExecutionError
 from ..graph import Lane as LaneName
-from .base import Range, refuse_link
+from .base import Range, refuse_closed, refuse_link
 from .cpu import bytes_of, copy_bytes, new_pages
 
 POISON = 0xFF  # a NaN in every floating-point type, -1 in every integer
@@ -148,7 +148,7 @@ class CheckedDevice:
 
     def start_over(self, seed: int) -> None:
         """Be as new, with another seed."""
-        self._random = random.Random(seed)
+        self._random, self._is_closed = random.Random(seed), False
         self._haste = self._random.choice((0.0, 0.3, 1.0))  # how willingly copies run before somebody needs them
         names: tuple[LaneName, ...] = ("compute", "h2d", "d2h")
         self.lanes: Mapping[LaneName, CheckedLane] = {name: CheckedLane(name, self) for name in names}
@@ -182,7 +182,8 @@ class CheckedDevice:
         """Nothing to undo."""
 
     def begin(self) -> None:
-        """Nothing to do: the caller is the compute lane."""
+        """The caller is the compute lane anyway."""
+        refuse_closed(self._is_closed)
 
     def reached(self, label: object, memory: Tensor, reads: Sequence[Range], writes: Sequence[Range]) -> None:
         """Check the bytes of a call."""
@@ -204,6 +205,7 @@ class CheckedDevice:
         """Whoever still looks at this device's memory sees poison. Nothing may be under way any more."""
         if any(lane.waiting for lane in self.lanes.values()):
             raise ExecutionError("the device is closed while copies are under way")
+        self._is_closed = True
         for memory, _ in self._memory:
             fill(memory, POISON)
 

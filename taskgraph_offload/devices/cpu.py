@@ -10,6 +10,7 @@ import ctypes
 import mmap
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from queue import SimpleQueue
@@ -18,18 +19,35 @@ import numpy
 import torch
 from torch import Tensor
 
-from ..errors import SettingsError
+from ..errors import ExecutionError, SettingsError
 from ..graph import Lane as LaneName
-from .base import Range
+from .base import Range, refuse_closed
+
+
+class Failure:
+    """What went wrong in a thread, until somebody takes care of it."""
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+
+    def check(self) -> None:
+        """Raise what went wrong, if anything did: what a lane was to bring is not there."""
+        if self.error is not None:
+            raise ExecutionError(f"a copy failed: {self.error!r}; call the model again") from self.error
 
 
 class CpuEvent:
-    """A moment in a lane: how often it was recorded, how often it has happened, and when it last did."""
+    """A moment in a lane: how often it was recorded, how often it has happened, and when it last did.
 
-    __slots__ = ("_moments", "happened", "recorded", "seconds")
+    Who waits leaves a locked lock, and locks it once more; the lane unlocks it. An interrupt can leave nothing half
+    done, as it could with a `threading.Condition`.
+    """
 
-    def __init__(self, moments: threading.Condition) -> None:
-        self._moments = moments
+    __slots__ = ("_failure", "_waiting", "happened", "recorded", "seconds")
+
+    def __init__(self, failure: Failure) -> None:
+        self._failure = failure
+        self._waiting: deque[tuple[int, threading.Lock]] = deque()
         self.recorded = self.happened = 0
         self.seconds = 0.0
 
@@ -40,19 +58,27 @@ class CpuEvent:
     def synchronize(self) -> None:
         """Block until the event has happened."""
         self.wait(self.recorded)
+        self._failure.check()
 
     def wait(self, number: int) -> None:
-        """Block until the event has happened so many times."""
+        """Block until the event has happened so many times, right or wrong."""
         if self.happened < number:
-            with self._moments:
-                self._moments.wait_for(lambda: self.happened >= number)
+            lock = threading.Lock()
+            lock.acquire()
+            self._waiting.append((number, lock))
+            if self.happened < number:  # from here on it finds the lock
+                lock.acquire()
 
     def happen(self, number: int) -> None:
         """It happens, and whoever waits is told."""
         self.seconds = time.perf_counter()
-        with self._moments:
-            self.happened = number
-            self._moments.notify_all()
+        self.happened = number
+        for _ in range(len(self._waiting)):
+            wanted, lock = self._waiting.popleft()
+            if wanted <= number:
+                lock.release()
+            else:
+                self._waiting.append((wanted, lock))
 
 
 class ComputeLane:
@@ -75,8 +101,8 @@ class ComputeLane:
 class CopyLane:
     """A thread that copies, one copy after another, at the link's rate if it has one."""
 
-    def __init__(self, name: str, bytes_per_second: float | None) -> None:
-        self._rate = bytes_per_second
+    def __init__(self, name: str, bytes_per_second: float | None, failure: Failure) -> None:
+        self._rate, self._failure = bytes_per_second, failure
         self._free_at = 0.0  # when the link has carried all that it was given
         self._issued: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=f"taskgraph_offload {name}", daemon=True)
@@ -99,11 +125,16 @@ class CopyLane:
     def close(self) -> None:
         """End the thread when it has done all that it was given."""
         self._issued.put(None)
-        self._thread.join()
+        if threading.current_thread() is not self._thread:  # garbage may be collected anywhere
+            self._thread.join()
 
     def _run(self) -> None:
         while (command := self._issued.get()) is not None:
-            command()
+            try:
+                command()
+            except BaseException as error:  # the lane goes on, or whoever waits for it would wait for ever
+                self._failure.error = self._failure.error or error
+            del command  # an idle thread keeps no memory
 
     def _carry(self, target: Tensor, source: Tensor) -> None:
         # The link's own clock: oversleeping one copy must not delay the next.
@@ -122,8 +153,9 @@ class CpuDevice:
     """The CPU as a device; `link_bytes_per_second` slows each direction of copies to a link's rate."""
 
     def __init__(self, link_bytes_per_second: float | None = None) -> None:
-        self._moments = threading.Condition()
-        self._copies = [CopyLane(name, link_bytes_per_second) for name in ("h2d", "d2h")]
+        self._failure = Failure()
+        self._copies = [CopyLane(name, link_bytes_per_second, self._failure) for name in ("h2d", "d2h")]
+        self._is_closed = False
         self.lanes: Mapping[LaneName, ComputeLane | CopyLane] = {
             "compute": ComputeLane(),
             "h2d": self._copies[0],
@@ -132,7 +164,7 @@ class CpuDevice:
 
     def event(self) -> CpuEvent:
         """A new event."""
-        return CpuEvent(self._moments)
+        return CpuEvent(self._failure)
 
     def allocate(self, nbytes: int) -> Tensor:
         """Memory of exactly this size, aligned to a page."""
@@ -149,7 +181,8 @@ class CpuDevice:
         """Nothing to undo."""
 
     def begin(self) -> None:
-        """Nothing to do: the caller is the compute lane."""
+        """The caller is the compute lane anyway."""
+        refuse_closed(self._is_closed)
 
     def reached(self, label: object, memory: Tensor, reads: Sequence[Range], writes: Sequence[Range]) -> None:
         """Nothing to do: this device checks nothing."""
@@ -159,7 +192,8 @@ class CpuDevice:
         for lane in self._copies:
             event = self.event()
             lane.record(event)
-            event.synchronize()
+            event.wait(event.recorded)
+        self._raise_once()
 
     def peak_bytes(self) -> int | None:
         """Unknown: torch does not count what it takes on the CPU."""
@@ -167,8 +201,18 @@ class CpuDevice:
 
     def close(self) -> None:
         """End the threads."""
-        for lane in self._copies:
-            lane.close()
+        if not self._is_closed:
+            self._is_closed = True
+            for lane in self._copies:
+                lane.close()
+            self._raise_once()
+
+    def _raise_once(self) -> None:
+        """Whoever waits for everything takes care of what went wrong."""
+        try:
+            self._failure.check()
+        finally:
+            self._failure.error = None
 
 
 def copy_bytes(target: Tensor, source: Tensor) -> None:
@@ -192,7 +236,7 @@ def bytes_of(buffer: mmap.mmap | numpy.ndarray, start: int, nbytes: int) -> Tens
 
 def check(number: str, link_bytes_per_second: float | None) -> None:
     """There is one CPU; its link has a rate above zero."""
-    if number:
+    if number not in ("", "0"):
         raise SettingsError(f"no such device: 'cpu:{number}'; there is one 'cpu'")
     if link_bytes_per_second is not None and not link_bytes_per_second > 0:
         raise SettingsError(f"link_bytes_per_second={link_bytes_per_second!r} must be above zero")

@@ -6,6 +6,7 @@ Events order the streams; the host waits for nothing but `synchronize`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +18,17 @@ from ..errors import ExecutionError, SettingsError
 from ..graph import Lane as LaneName
 from .base import Range, refuse_link
 
+_PORTABLE = 1  # cudaHostRegisterPortable
+
 
 class CudaEvent:
     """A moment in a stream."""
 
     __slots__ = ("moment",)
 
-    def __init__(self) -> None:
+    def __init__(self, stream: torch.cuda.Stream) -> None:
         self.moment = torch.cuda.Event(enable_timing=True)
+        self.moment.record(stream)  # CUDA makes the event now, and not in the middle of a forward
 
     def seconds_since(self, earlier: CudaEvent) -> float:
         """The time between two events, on the device's clock."""
@@ -77,12 +81,12 @@ class CudaDevice:
         self._compute = CudaLane(torch.cuda.current_stream(self.device))
         copies = [CudaLane(torch.cuda.Stream(self.device)) for _ in range(2)]
         self.lanes: Mapping[LaneName, CudaLane] = {"compute": self._compute, "h2d": copies[0], "d2h": copies[1]}
-        self._handover = CudaEvent()
-        torch.cuda.reset_peak_memory_stats(self.device)
+        self._handover = self.event()
+        self._peak_before = torch.cuda.max_memory_allocated(self.device)
 
     def event(self) -> CudaEvent:
         """A new event."""
-        return CudaEvent()
+        return CudaEvent(self._compute.stream)
 
     def allocate(self, nbytes: int) -> Tensor:
         """Memory from torch's allocator, which aligns it to 512 bytes, in the caller's stream."""
@@ -95,17 +99,28 @@ class CudaDevice:
         return torch.as_tensor(_Bytes(memory, start, nbytes), device=self.device)
 
     def pin(self, home: Tensor) -> None:
-        """Lock pages of exactly this size; torch's own pinned memory rounds up to powers of two."""
+        """Lock pages of exactly this size, for every GPU; torch's own pinned memory rounds up to powers of two."""
         if home.nbytes:
-            self._check(torch.cuda.cudart().cudaHostRegister(home.data_ptr(), home.nbytes, 0), "lock", home.nbytes)
+            with torch.cuda.device(self.device):
+                code = torch.cuda.cudart().cudaHostRegister(home.data_ptr(), home.nbytes, _PORTABLE)
+                self._check(code, "lock", home.nbytes)
 
     def unpin(self, home: Tensor) -> None:
         """Unlock the pages."""
         if home.nbytes:
-            self._check(torch.cuda.cudart().cudaHostUnregister(home.data_ptr()), "unlock", home.nbytes)
+            with torch.cuda.device(self.device):
+                self._check(torch.cuda.cudart().cudaHostUnregister(home.data_ptr()), "unlock", home.nbytes)
 
     def begin(self) -> None:
         """Compute in the caller's stream, behind what it computed in another one before."""
+        if torch.cuda.is_current_stream_capturing():
+            raise ExecutionError(
+                "CUDA graphs are not supported: a graph replays fixed addresses, but the weights of an offloaded model "
+                'move; detach before the capture, and do not compile with mode="reduce-overhead"'
+            )
+        self._follow_the_caller()
+
+    def _follow_the_caller(self) -> None:
         stream = torch.cuda.current_stream(self.device)
         if stream != self._compute.stream:
             self._compute.record(self._handover)
@@ -113,22 +128,36 @@ class CudaDevice:
             self._compute.wait(self._handover)
 
     def reached(self, label: object, memory: Tensor, reads: Sequence[Range], writes: Sequence[Range]) -> None:
-        """Nothing to do: this device checks nothing."""
+        """The caller may have changed its stream within the forward. Checks nothing."""
+        self._follow_the_caller()
 
     def synchronize(self) -> None:
         """Block until the device is done."""
         torch.cuda.synchronize(self.device)
 
     def peak_bytes(self) -> int | None:
-        """The most that torch's allocator had given away since the device was opened."""
-        return torch.cuda.max_memory_allocated(self.device)
+        """The most that torch's allocator had given away since then, if that is more than ever before.
+
+        Torch keeps one peak, and it is the user's to reset.
+        """
+        peak = torch.cuda.max_memory_allocated(self.device)
+        return peak if peak > self._peak_before else None
 
     def close(self) -> None:
         """Nothing to end: streams are torch's own."""
 
     def _check(self, code: Any, verb: str, nbytes: int) -> None:
         if int(code) != 0:
+            self._clear_error()
             raise ExecutionError(f"CUDA could not {verb} {nbytes} bytes of host memory: {code}; is there enough of it?")
+
+    def _clear_error(self) -> None:
+        """Or torch would take CUDA's last error for that of its own next kernel."""
+        if (get := getattr(torch.cuda.cudart(), "cudaGetLastError", None)) is not None:
+            get()
+        else:
+            with suppress(RuntimeError):
+                torch.zeros(1, device=self.device)  # a kernel, after which torch asks for the error
 
 
 def check(number: str, link_bytes_per_second: float | None) -> None:

@@ -16,7 +16,7 @@ from ..graph import Task
 from ..homes import Home, Homes
 from ..plan import Plan
 from .agenda import Errand
-from .courier import Courier
+from .courier import Courier, Piece
 from .lanes import Lanes
 from .needs import Need
 from .seating import SeatTable
@@ -33,11 +33,12 @@ class Arena:
         self._read_home: dict[str, int] = {}  # for each bundle: the last copy from its home
         self._wrote_home: dict[str, int] = {}  # and the last one to it
         self.last_home = 0  # the last copy to any home
-        self._made_views: dict[tuple[str, int, int], tuple[Tensor, Tensor]] = {}
-        for name, offset in plan.seats.items():
-            window = device.window(self.memory, offset, plan.trace.weights[name].nbytes)
-            for member in homes.weights[name].members:
-                member.seat = member.view_of(window)
+        self._made_pieces: dict[tuple[str, int, int], list[Piece]] = {}
+        self._windows = {
+            name: device.window(self.memory, offset, plan.trace.weights[name].nbytes)
+            for name, offset in plan.seats.items()
+        }
+        self._look_at_homes(plan.seats)
 
     def issue(self, errand: Errand, only_missing: bool) -> None:
         """Issue a copy of the plan; `only_missing`: of what is not there yet."""
@@ -71,7 +72,7 @@ class Arena:
         self._lanes.wait("h2d", "compute", self._lanes.mark("compute"))
         self._courier.stats.demand_loads += 1
         errand = Errand(Task("h2d", home.name), f"h2d {home.name} beside the arena", need.name)
-        self._lanes.wait("compute", "h2d", self._courier.copy(errand, memory, home.memory))
+        self._lanes.wait("compute", "h2d", self._courier.copy(errand, (memory, home.memory)))
         return memory
 
     def used(self, need: Need, number: int) -> None:
@@ -98,6 +99,8 @@ class Arena:
 
     def forget(self, names: Iterable[str]) -> None:
         """The seats of these weights no longer hold what their homes do."""
+        if self._homes.moves != self._moves:
+            self._look_at_homes(names)
         for name in names:
             start = self._plan.seats[name]
             self._table.forget(start, start + self._plan.trace.weights[name].nbytes)
@@ -112,7 +115,16 @@ class Arena:
         """Nobody looks at the memory any more, so that it is free at once."""
         for member in self._homes.members():
             member.seat = member.home
-        self._made_views.clear()
+        self._made_pieces.clear()
+        self._windows.clear()
+
+    def _look_at_homes(self, names: Iterable[str]) -> None:
+        """These weights may have moved, or be shown by other tensors."""
+        self._moves = self._homes.moves
+        self._made_pieces.clear()
+        for name in names:
+            for member in self._homes.weights[name].members:
+                member.seat = member.view_of(self._windows[name])
 
     def _missing(self, bundle: str, start: int, stop: int) -> list[tuple[int, int]]:
         """The parts of a bundle's bytes that are not in their seat, nor on their way."""
@@ -135,8 +147,7 @@ class Arena:
         before = self._table.fill(offset + start, offset + stop, bundle, self._lanes.latest["h2d"] + 1)
         self._lanes.wait("h2d", "compute", before.used)
         self._lanes.wait("h2d", "d2h", max(before.copied_out, self._wrote_home.get(bundle, 0)))
-        seat, home = self._views(bundle, start, stop)
-        self._read_home[bundle] = self._courier.copy(errand, seat, home)
+        self._read_home[bundle] = self._courier.copy(errand, *self._pieces(bundle, start, stop))
 
     def _copy_home(self, errand: Errand, start: int, stop: int) -> None:
         """Copy bytes of a bundle from their seat to their home, behind who changed the one and who read the other."""
@@ -146,17 +157,19 @@ class Arena:
         self._lanes.wait("d2h", "compute", max((segment.used for segment in segments), default=0))
         arrived = max((segment.arrived for segment in segments), default=0)
         self._lanes.wait("d2h", "h2d", max(arrived, self._read_home.get(bundle, 0)))
-        seat, home = self._views(bundle, start, stop)
-        number = self.last_home = self._wrote_home[bundle] = self._courier.copy(errand, home, seat)
+        pieces = [(home, seat) for seat, home in self._pieces(bundle, start, stop)]
+        number = self.last_home = self._wrote_home[bundle] = self._courier.copy(errand, *pieces)
         for segment in segments:
             segment.copied_out = number
 
-    def _views(self, bundle: str, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Bytes of a bundle in their seat and at home; made once."""
+    def _pieces(self, bundle: str, start: int, stop: int) -> list[Piece]:
+        """Bytes of a bundle in their seat and at home, in one piece unless a weight has moved; made once."""
         key = bundle, start, stop
-        if key not in self._made_views:
+        if key not in self._made_pieces:
             offset = self._plan.bundles[bundle].offset
             with _disable_current_modes():  # what the model's own operators are watched by is not for these
-                seat = self.memory[offset + start : offset + stop]
-                self._made_views[key] = seat, self._homes.slabs[bundle][start:stop]
-        return self._made_views[key]
+                seats = self.memory[offset : offset + self._plan.sizes[bundle]]
+                self._made_pieces[key] = [
+                    (seats[first:last], home) for first, last, home in self._homes.pieces(bundle, start, stop)
+                ]
+        return self._made_pieces[key]

@@ -34,10 +34,18 @@ class _AtHome:
 
 
 def saved_from_home(find: Find) -> AbstractContextManager[Any]:
-    """While on, autograd saves views of weights by their place at home."""
+    """While on, autograd saves views of weights by their place at home.
+
+    Where hooks are there already, a checkpoint's say, they get all that is saved: of weights, a copy.
+    """
+    if (outer := torch._C._autograd._top_saved_tensors_default_hooks(True)) is not None:
+        pack_outer, unpack_outer = outer
+        return torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: pack_outer(tensor.detach().clone() if _place(tensor, find) else tensor), unpack_outer
+        )
 
     def pack(tensor: Tensor) -> Tensor | _AtHome:
-        found = find(tensor.data_ptr()) if tensor.layout is torch.strided and tensor.numel() else None
+        found = _place(tensor, find)
         if found is None:
             return tensor
         home, start = found
@@ -45,6 +53,10 @@ def saved_from_home(find: Find) -> AbstractContextManager[Any]:
         return _AtHome(home, offset, tensor.dtype, tensor.shape, tensor.stride(), tensor.device, _version(home))
 
     return torch.autograd.graph.saved_tensors_hooks(pack, _unpack)
+
+
+def _place(tensor: Tensor, find: Find) -> tuple[Home, int] | None:
+    return find(tensor.data_ptr()) if tensor.layout is torch.strided and tensor.numel() else None
 
 
 def _unpack(saved: Tensor | _AtHome) -> Tensor:

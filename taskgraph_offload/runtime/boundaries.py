@@ -6,40 +6,83 @@ The model's own code runs unchanged. A copy or a pickle of a model takes none of
 from __future__ import annotations
 
 import functools
+import inspect
+import sys
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from types import MethodType
 from typing import Any, Literal
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
-from ..errors import PlanError
+from ..errors import ExecutionError, PlanError
 
 Side = Literal["enter", "exit"]
-Reach = Callable[[str, Side], None]
+Reach = Callable[[nn.Module, str, Side], None]
+Running = Callable[["Entry"], AbstractContextManager[None]]
 
 
 class Boundaries:
     """Hooks on some modules, and a wrapper around the methods that begin a forward."""
 
     def __init__(self, model: nn.Module, modules: Iterable[str], reach: Reach) -> None:
-        self._handles = []
+        self._hooks: list[tuple[nn.Module, RemovableHandle, RemovableHandle]] = []
+        self._entries: list[Entry] = []
+        reach = _Uncompiled(reach)
         for name, module in [(name, _find(model, name)) for name in modules]:
             enter, leave = _Hook(module, name, "enter", reach), _Hook(module, name, "exit", reach)
-            self._handles.append(module.register_forward_pre_hook(enter, prepend=True))
-            self._handles.append(module.register_forward_hook(leave, always_call=True))
-        self._entries: list[Entry] = []
+            first = module.register_forward_pre_hook(enter, prepend=True)
+            self._hooks.append((module, first, module.register_forward_hook(leave, always_call=True)))
+        _forget_compiled_code()
 
-    def wrap(self, model: nn.Module, method: str, running: Callable[[str], AbstractContextManager[None]]) -> None:
-        """Let a method of the model run inside `running(method)`."""
+    def wrap(self, model: nn.Module, method: str, running: Running) -> None:
+        """Let a method of the model run inside `running(entry)`."""
         self._entries.append(Entry(model, method, running))
+
+    def come_outermost(self) -> None:
+        """Hooks that were added since, run inside of ours: they may read weights, too."""
+        for module, first, last in self._hooks:
+            if first.id in module._forward_pre_hooks and last.id in module._forward_hooks:
+                before: Any = module._forward_pre_hooks
+                before.move_to_end(first.id, last=False)
+                after: Any = module._forward_hooks
+                after.move_to_end(last.id)
 
     def remove(self) -> None:
         """No trace is left."""
-        for handle in self._handles:
-            handle.remove()
+        for _, first, last in self._hooks:
+            first.remove()
+            last.remove()
         for entry in self._entries:
             entry.remove()
+        _forget_compiled_code()
+
+
+def refuse_attached(model: nn.Module) -> None:
+    """One executor at a time, for a model and for all that is in it."""
+    for name, module in model.named_modules():
+        hooks = (*vars(module).values(), *module._forward_pre_hooks.values())
+        if any(isinstance(found, Entry | _Hook) for found in hooks):
+            where = f"its module {name!r}" if name else f"this {type(model).__name__}"
+            raise ExecutionError(f"{where} is attached already; detach that executor first")
+
+
+def _forget_compiled_code() -> None:
+    """What torch has compiled knows nothing of hooks that came later. It compiles anew."""
+    if "torch._dynamo" in sys.modules:
+        sys.modules["torch._dynamo"].reset()
+
+
+class _Uncompiled:
+    """A function that torch compiles no more than what it calls. Marked late: to import the compiler takes seconds."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function, self._is_marked = function, False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not self._is_marked and "torch._dynamo" in sys.modules:
+            self._function, self._is_marked = sys.modules["torch._dynamo"].disable(self._function), True
+        return self._function(*args, **kwargs)
 
 
 def _find(model: nn.Module, name: str) -> nn.Module:
@@ -54,29 +97,44 @@ class Entry:
 
     is_offloading = True  # who would trace the model sees this
 
-    def __init__(self, model: nn.Module, name: str, running: Callable[[str], AbstractContextManager[None]]) -> None:
-        self._model, self._name, self._running = model, name, running
-        self._method = getattr(model, name)
+    def __init__(self, model: nn.Module, name: str, running: Running) -> None:
+        self.name = name
+        self._model, self._running = model, running
         self._own = vars(model).get(name)  # what the model had as an attribute itself
-        functools.update_wrapper(self, self._method)
+        self._is_removed = False
+        self._uncompiled = _Uncompiled(self._run)
+        functools.update_wrapper(self, self._method())
         vars(model)[name] = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with self._running(self._name):
-            return self._method(*args, **kwargs)
+        return self._uncompiled(*args, **kwargs)
+
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
+        if self._is_removed:  # somebody has kept it
+            return self._method()(*args, **kwargs)
+        with self._running(self):
+            return self._method()(*args, **kwargs)
+
+    def _method(self) -> Callable[..., Any]:
+        """What would be called if this were not here; a method of the class may have been replaced meanwhile."""
+        own = self._own if self._own is not None else self._model._modules.get(self.name)
+        return own if own is not None else _method(self._model, self.name)
 
     def remove(self) -> None:
         """The method is found where it was."""
+        self._is_removed = True
+        if vars(self._model).get(self.name) is not self:
+            return  # the model's owner has put something else there
         if self._own is not None:
-            vars(self._model)[self._name] = self._own
+            vars(self._model)[self.name] = self._own
         else:
-            vars(self._model).pop(self._name, None)
+            del vars(self._model)[self.name]
 
     def __reduce__(self) -> Any:
         """In a copy of the model: the method that the copy would have had."""
         if self._own is not None:
             return _same, (self._own,)
-        return _method, (self._model, self._name)
+        return _method, (self._model, self.name)
 
 
 class _Hook:
@@ -89,7 +147,7 @@ class _Hook:
 
     def __call__(self, module: nn.Module, *_: Any) -> None:
         if module is self._module:
-            self._reach(self._name, self._side)
+            self._reach(module, self._name, self._side)
 
     def __reduce__(self) -> Any:
         return _Silence, ()
@@ -102,8 +160,10 @@ class _Silence:
         """Nothing happens."""
 
 
-def _method(model: nn.Module, name: str) -> MethodType:
-    return MethodType(getattr(type(model), name), model)
+def _method(model: nn.Module, name: str) -> Callable[..., Any]:
+    found = inspect.getattr_static(type(model), name)
+    method: Callable[..., Any] = found.__get__(model, type(model)) if hasattr(found, "__get__") else found
+    return method
 
 
 def _same(value: Any) -> Any:

@@ -11,7 +11,6 @@ point to their seats; and when the call ends, they point home.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -20,7 +19,8 @@ from torch import Tensor
 from ..devices.base import Device
 from ..errors import ExecutionError
 from ..graph import LANES, Lane
-from ..homes import Home, Homes, Member
+from ..homes import Home, Homes
+from ..members import edited_weights, point_home
 from ..plan import Plan
 from .agenda import Agenda, Errand
 from .arena import Arena
@@ -61,7 +61,6 @@ class Conductor:
 
     def begin(self, changed: set[str], planned: bool) -> None:
         """A forward begins; the homes of some weights are not what they were."""
-        self._device.begin()
         self._log.begin(cold=self._forwards == 0)
         self._planned = planned
         self._stray = None
@@ -102,11 +101,12 @@ class Conductor:
             last = len(self._plan.trace.calls)
             self._issue_through(last, serving=last)
         self._flush()
+        self._carry_edits_of_standing()
         self._spills.bring_all_back()
         self.lanes.settle("d2h", self._arena.last_home)
         self._device.reached("between blocks", self._arena.memory, self._needs.standing.reads, [])
         self._arena.used(self._needs.standing, self.lanes.mark("compute"))
-        _point_home(self._returning)
+        point_home(self._returning)
         if self._planned:
             self._log.end()
             self._forwards += 1
@@ -114,23 +114,30 @@ class Conductor:
 
     def abandon(self) -> None:
         """The forward broke off, perhaps in the middle of anything: wait for all, trust nothing, begin anew."""
-        self._flush()
-        self._spills.bring_all_back()
-        self.lanes.synchronize()
-        _point_home(member for member in self._homes.members() if not (self._stands and member in self._staying))
-        self._arena.forget_all_but(self._needs.staying if self._stands else None)
-        self._courier.forget()
-        self._start_over()
+        try:
+            self._flush()
+            self._spills.bring_all_back()
+        finally:
+            try:
+                self.lanes.synchronize()
+            finally:
+                away = (m for m in self._homes.members() if not (self._stands and m in self._staying))
+                point_home(away, self._addresses_lent())
+                self._arena.forget_all_but(self._needs.staying if self._stands else None)
+                self._courier.forget()
+                self._start_over()
 
     def close(self) -> None:
         """Everything goes home; the arena may go."""
-        if self._stands:
-            self._arena.carry_home(dict.fromkeys(member.weight for member in self._needs.staying.members))
-            self._stands = False
-        self.lanes.synchronize()
-        _point_home(self._homes.members())
-        self._spills.close()
-        self._arena.close()
+        try:
+            if self._stands:
+                self._arena.carry_home(dict.fromkeys(member.weight for member in self._needs.staying.members))
+                self._stands = False
+            self.lanes.synchronize()
+        finally:
+            point_home(self._homes.members())
+            self._spills.close()
+            self._arena.close()
 
     def weight_at(self, address: int) -> tuple[Home, int] | None:
         """The weight whose seat has this address now, if its home holds the same bytes; and where it begins."""
@@ -201,13 +208,14 @@ class Conductor:
     def _begin_call(self, need: Need) -> None:
         self._courier.open_gates(need.name)
         self._spills.call_begins(need.name)
+        if edited := edited_weights(need.members) - self._dirty:
+            self._arena.forget(edited)
         self._arena.seat(need)
         self._device.reached(need.name, self._arena.memory, need.reads, need.writes)
         for member in need.members:
             member.tensor.data = member.seat
         for home in need.beside:
             self._lend(home, need)
-        self._versions = [member.tensor._version for member in need.members if member.counted]
         self._waited = self.lanes.waited_for("compute")
         self.lanes.start("compute")
         self._running = need
@@ -232,8 +240,7 @@ class Conductor:
         self._arena.used(need, number)
         self._dirty |= need.written
         self._arena.carry_home(surprises)
-        for member in need.members:
-            member.tensor.data = member.home
+        point_home(need.members)
         self._return_lent(need)
         if torch.is_autocast_enabled(self._arena.memory.device.type):
             torch.clear_autocast_cache()  # it would keep a cast of every weight that passes
@@ -242,25 +249,31 @@ class Conductor:
 
     def _unplanned_changes(self, need: Need) -> list[str]:
         """The weights that the call has changed though the plan does not say so; nobody else will carry them home."""
-        versions = [member.tensor._version for member in need.members if member.counted]
-        if versions == self._versions:
-            return []
-        counted = [member.weight for member in need.members if member.counted]
-        changed = {name for name, now, then in zip(counted, versions, self._versions, strict=True) if now != then}
-        surprises = sorted(changed - need.written)
+        surprises = sorted(edited_weights(need.members) - need.written)
         self._arena.announce_changes(need, surprises)
         return surprises
 
     def _return_lent(self, need: Need) -> None:
+        lent = self._addresses_lent()
         self._lent.clear()
         for home in need.beside:
             versions = [member.tensor._version for member in home.members if member.counted]
-            _point_home(home.members)
+            point_home(home.members, lent)
             if versions != self._lent_versions[home.name]:
                 raise ExecutionError(
                     f"{need.name} changed weight {home.name!r} at a moment that the plan did not expect, and that left "
                     "no seat for it: plan again, for a forward like this one"
                 )
+
+    def _addresses_lent(self) -> set[int]:
+        return {memory.data_ptr() for memory in self._lent}
+
+    def _carry_edits_of_standing(self) -> None:
+        """What is there throughout the forward was edited there by somebody's hook."""
+        if names := sorted(edited_weights(self._returning)):
+            self._arena.announce_changes(self._needs.standing, names)
+            self._arena.used(self._needs.standing, self.lanes.mark("compute"))
+            self._arena.carry_home(names)
 
     def _note_peak(self) -> None:
         """What the device says, or, where it cannot tell, the arena with the activations that were traced."""
@@ -279,8 +292,3 @@ def _remembered(plan: Plan, lane: Lane) -> int:
     """As many tasks as the forwards that are kept have in a lane, the one that runs, and some that nobody planned."""
     cold, steady = (sum(task.lane == lane for task in tasks) for tasks in (plan.cold, plan.steady))
     return cold + (KEPT_FORWARDS + 1) * (steady + 1) + 32
-
-
-def _point_home(members: Iterable[Member]) -> None:
-    for member in members:
-        member.tensor.data = member.home

@@ -12,6 +12,8 @@ from .agenda import Errand
 from .lanes import Lanes
 from .log import Entry, Log
 
+Piece = tuple[Tensor, Tensor]  # where bytes go, and where they come from
+
 
 class Courier:
     """Copies on the lanes of a device. Who copies what behind whom is for its callers to say."""
@@ -21,19 +23,21 @@ class Courier:
         self._ended: dict[str, int] = {}  # for each call: the number of its last run
         self._gates: dict[str, list[tuple[Lane, int]]] = {}  # for each call: what else must be done before it
 
-    def copy(self, errand: Errand, target: Tensor, source: Tensor) -> int:
-        """Copy bytes; the copy's number in its lane."""
+    def copy(self, errand: Errand, *pieces: Piece) -> int:
+        """Copy bytes, piece by piece; the copy's number in its lane."""
         task, lane = errand.task, errand.task.lane
         if task.after is not None:
             self._lanes.wait(lane, "compute", self._ended.get(task.after, 0))
         self._lanes.start(lane)
-        self._device.lanes[lane].copy(target, source, errand.node)
+        for target, source in pieces:
+            self._device.lanes[lane].copy(target, source, errand.node)
         number = self._lanes.stop(lane)
         if task.before is not None:
             self._gates.setdefault(task.before, []).append((lane, number))
-        self._count(lane, target.nbytes)
+        nbytes = sum(target.nbytes for target, _ in pieces)
+        self._count(lane, nbytes)
         waited = self._lanes.waited_for(lane)
-        self._log.add(Entry(lane, number, errand.node, task.name, errand.call, target.nbytes, waited))
+        self._log.add(Entry(lane, number, errand.node, task.name, errand.call, nbytes, waited))
         return number
 
     def open_gates(self, call: str) -> None:

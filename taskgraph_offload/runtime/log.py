@@ -9,7 +9,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ..graph import Lane
+from ..graph import LANES, Lane
 from ..plan import Plan
 from ..timeline import MemoryPoint, Span, Timeline
 from .lanes import Lanes, Waited
@@ -19,7 +19,11 @@ KEPT_FORWARDS = 5
 
 @dataclass
 class Stats:
-    """Totals since the plan was attached. `skipped_spills`: activations that stayed because they could not be found."""
+    """Totals since the plan was attached. `skipped_spills`: activations that stayed because they could not be found.
+
+    `peak_bytes` is measured on CUDA. Torch does not count memory on the CPU: there it is the arena with the activations
+    that were traced, whatever shapes the forwards had.
+    """
 
     h2d_bytes: int = 0
     d2h_bytes: int = 0
@@ -70,7 +74,8 @@ class Log:
 
     def timeline(self, plan: Plan, lanes: Lanes) -> Timeline:
         """The kept forwards as spans, in seconds from the start of the first one of them."""
-        lanes.synchronize()
+        for lane in LANES:
+            lanes.settle(lane, lanes.latest[lane])
         forwards = [forward for forward in self.forwards if any(e.lane == "compute" for e in forward.entries)]
         while forwards and any(lanes.moments(e.lane, e.number) is None for e in forwards[0].entries):
             forwards.pop(0)

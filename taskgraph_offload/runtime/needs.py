@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from ..homes import Home, Homes, Member
+from ..homes import Home, Homes
+from ..members import Member
 from ..plan import Plan
 from ..trace import Call
 from .seating import Range

@@ -8,6 +8,8 @@
 A storage is emptied and filled again in place, so views and aliases survive. Which storage an activation is, the trace
 says: the same call made it, of the same size, in the same order, and as many are alive. Where that does not fit, the
 activation stays. While a forward runs, every operator is watched: one that meets an emptied storage gets it back first.
+A kernel that is given an address is not seen: it finds the activation in the call that the copy back serves and later,
+but an empty storage before.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ class Spill:
     leaves_before: str | None = None  # once copied out: the call that finds it gone
     away: bool = False
     returned: int = 0
+    serves: str | None = None  # once copied back: the call that it comes back for
 
 
 class Spills:
@@ -88,14 +91,17 @@ class Spills:
         storage = spill.storage() if spill is not None else None
         if spill is not None and storage is not None and errand.task.kind == "h2d":
             self._bring_back(spill, storage, errand)
+            spill.serves = errand.call
         elif spill is not None and storage is not None and storage.resizable():
             self._copy_out(spill, storage, errand)
         elif errand.task.kind == "d2h":
             self._courier.stats.skipped_spills += 1
 
     def call_begins(self, call: str) -> None:
-        """What the call finds gone goes now: the compute lane has waited for its copy."""
+        """What the call finds gone goes now: the compute lane has waited for its copy. What comes for it is awaited."""
         for spill in self._spills.values():
+            if spill.serves == call:
+                self._lanes.wait("compute", "h2d", spill.returned)
             if spill.leaves_before == call and (storage := spill.storage()) is not None:
                 self._device.reached(f"emptying {spill.name}", _bytes(storage), [], [(0, storage.nbytes())])
                 spill.leaves_before, spill.away = None, True
@@ -132,7 +138,7 @@ class Spills:
     def _copy_out(self, spill: Spill, storage: UntypedStorage, errand: Errand) -> None:
         # Behind the compute lane, which has waited for every copy back, so that what left earlier has returned by now.
         self._lanes.wait("d2h", "compute", self._lanes.latest["compute"])
-        self._courier.copy(errand, self._homes[spill.name], _bytes(storage))
+        self._courier.copy(errand, (self._homes[spill.name], _bytes(storage)))
         spill.leaves_before = errand.task.before
 
     def _bring_back(self, spill: Spill, storage: UntypedStorage, errand: Errand) -> None:
@@ -145,7 +151,7 @@ class Spills:
         # Behind the compute lane, which had the memory before, and has waited for the copy out.
         self._device.reached(f"memory for {spill.name}", target, [], [(0, home.nbytes)])
         self._lanes.wait("h2d", "compute", self._lanes.mark("compute"))
-        spill.returned = self._courier.copy(errand, target, home)
+        spill.returned = self._courier.copy(errand, (target, home))
         spill.away = False
 
 
