@@ -1,5 +1,6 @@
 """Everything that the README tells a reader to run, run literally; and every example."""
 
+import importlib
 import os
 import re
 import shlex
@@ -8,6 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+import taskgraph_offload as tgo
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = {
@@ -33,6 +37,27 @@ def test_every_example_runs(name, tmp_path):
     if name == "compare_strategies":
         gallery = {path.name for path in (ROOT / "examples" / "gallery").iterdir()}
         assert gallery <= {path.name for path in tmp_path.iterdir()}, "the gallery shows what the demo makes"
+
+
+def test_the_demo_fails_where_an_output_differs(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    demo = importlib.import_module("compare_strategies")
+    model, inputs = importlib.import_module("tiny_dit").make(width=64, layers=2)
+    plan = tgo.Planner(model, "60%", inputs=inputs, strategy="sequential", machine="cpu").plan()
+    with torch.inference_mode():
+        expected = model(*inputs)
+        right, wrong = demo.Trial(plan), demo.Trial(plan)
+        demo.run(right, model, inputs, expected, 1, "cpu", None)
+        demo.run(wrong, model, inputs, expected + 1, 1, "cpu", None)
+        assert (right.faults, len(wrong.faults)) == ([], 2)
+    report = {"auto": wrong}
+    monkeypatch.setattr(sys, "argv", ["compare_strategies", "--rounds", "0", "--out", "out"])
+    monkeypatch.setattr(demo, "plan_all", lambda *_: (report, None))
+    monkeypatch.setattr(demo, "report", lambda *_: None)
+    assert demo.main() == 1
+    report["auto"] = right
+    assert demo.main() == 0
 
 
 def test_every_example_is_listed_here():

@@ -95,7 +95,8 @@ def _columns(rows: Sequence[Row]) -> dict[str, list[str]]:
 
 
 def _to_bound(row: Row) -> str:
-    return f"{row['step_seconds'] / row['bound_seconds']:.2f}" if row["step_seconds"] and row["bound_seconds"] else ""
+    step = row["measured_step_seconds"] or row["step_seconds"]
+    return f"{step / row['bound_seconds']:.2f}" if step and row["bound_seconds"] else ""
 
 
 def _peak(row: Row) -> str:

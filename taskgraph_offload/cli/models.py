@@ -90,7 +90,7 @@ def _called(name: str) -> Any:
         return factory
     try:
         return factory()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise SettingsError(f"{name} raised {type(error).__name__}: {error}") from error
 
 
@@ -99,7 +99,7 @@ def _found(module_name: str, attribute: str) -> Any:
         sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise SettingsError(f"cannot import {module_name!r}: {type(error).__name__}: {error}") from error
     if not hasattr(module, attribute):
         raise SettingsError(f"module {module_name!r} has no {attribute!r}")
