@@ -87,16 +87,7 @@ def _compared(request: Request, budget_bytes: int) -> dict[str, Any]:
 
 
 def _promises(plan: Plan) -> dict[str, Any]:
-    timeline = plan.predict(SETTLED)
-    return {
-        "step_seconds": timeline.step_seconds,
-        "cold_seconds": timeline.cold_seconds,
-        "compute_seconds": timeline.compute_seconds,
-        "stall_seconds": timeline.stall_seconds,
-        "overlap": timeline.overlap,
-        "peak_bytes": timeline.peak_bytes,
-        "streamed_bytes": plan.streamed_bytes,
-    }
+    return plan.predict(SETTLED).figures() | {"streamed_bytes": plan.streamed_bytes}
 
 
 def _swept(request: Request, budget_bytes: int) -> dict[str, Any]:

@@ -129,6 +129,11 @@ class Timeline:
     def peak_bytes(self) -> int:
         return max((point.nbytes for point in self.memory), default=0)
 
+    def figures(self) -> dict[str, float | int]:
+        """What is worth telling of it, by name: the last step, the first one, and the peak."""
+        names = ("step_seconds", "cold_seconds", "compute_seconds", "stall_seconds", "overlap", "peak_bytes")
+        return {name: getattr(self, name) for name in names}
+
     def stalls(self, cycle: int | None = None) -> tuple[Stall, ...]:
         """Where the compute lane idled in a cycle (by default the last one), longest first."""
         cycle = self.cycles - 1 if cycle is None else cycle

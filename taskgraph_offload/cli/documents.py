@@ -13,12 +13,10 @@ from typing import Any
 from taskgraph_offload.machine import Machine
 from taskgraph_offload.plan import Plan
 from taskgraph_offload.reports import Comparison, Sweep
-from taskgraph_offload.timeline import Timeline
+from taskgraph_offload.simulate import SETTLED
 from taskgraph_offload.trace import Trace
 
 Document = Mapping[str, Any]
-
-SETTLED = 5  # cycles: enough for a steady step to settle
 
 
 @dataclass(frozen=True)
@@ -52,21 +50,9 @@ def of_plan(plan: Plan) -> Document:
         "weight_bytes": plan.trace.weight_bytes,
         "resident_bytes": sum(weights[name].nbytes for name in plan.residents),
         "streamed_bytes": plan.streamed_bytes,
-        "predicted": of_timeline(plan.predict(SETTLED)),
+        "predicted": plan.predict(SETTLED).figures(),
         "bound": {name: getattr(plan.bound, name) for name in plan.bound.__slots__},
         "outlook": None if plan.outlook is None else asdict(plan.outlook),
-    }
-
-
-def of_timeline(timeline: Timeline) -> Document:
-    """The figures of a timeline's last step, and of its first."""
-    return {
-        "step_seconds": timeline.step_seconds,
-        "cold_seconds": timeline.cold_seconds,
-        "compute_seconds": timeline.compute_seconds,
-        "stall_seconds": timeline.stall_seconds,
-        "overlap": timeline.overlap,
-        "peak_bytes": timeline.peak_bytes,
     }
 
 

@@ -15,9 +15,10 @@ from taskgraph_offload.explain import facts
 from taskgraph_offload.plan import Plan
 from taskgraph_offload.reports import Comparison, Sweep, clock
 from taskgraph_offload.runtime.log import Stats
+from taskgraph_offload.simulate import SETTLED
 from taskgraph_offload.timeline import Span, Timeline
 
-from .documents import SETTLED, Circumstances
+from .documents import Circumstances
 from .strip import step_strip
 from .tables import ABSENT, Column, table_of
 

@@ -56,7 +56,7 @@ def run(arguments: Namespace) -> Answer:
 
 
 def _figures(measured: Timeline, executor: Executor) -> documents.Document:
-    figures = {**documents.of_timeline(measured), "peak_bytes": executor.stats.peak_bytes}
+    figures = measured.figures() | {"peak_bytes": executor.stats.peak_bytes}
     return {"measured": figures, "stats": asdict(executor.stats)}
 
 
