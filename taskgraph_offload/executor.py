@@ -153,12 +153,13 @@ class Executor:
         self._homes = Homes(self.model, self.plan, device)
         self._finalizer = finalize(self, _let_go, device, self._homes.slabs)
         self._finalizer.atexit = False
-        self._needs = Needs(self.plan, self._homes)
+        self._needs = Needs(self.model, self.plan, self._homes)
         self._watch = Watch(self._homes, self._needs.changed)
         self._forwards = Forwards(self.plan.trace.entry, self._watch, self._ready)
         self._boundaries = Boundaries(self.model, self._modules(), self._forwards.reach)
         for method in dict.fromkeys((self.plan.trace.entry, "forward")):
             self._boundaries.wrap(self.model, method, self._forwards.run)
+        self._boundaries.wrap_inner(self.model, self._needs.inside)
 
     @cached_property
     def _agendas(self) -> tuple[Agenda, ...]:

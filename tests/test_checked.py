@@ -6,7 +6,7 @@ import ast
 import gc
 import sys
 from collections.abc import Iterator
-from itertools import cycle
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -35,23 +35,26 @@ def few_garbage_collections() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("few_garbage_collections")
+@pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("name", MODELS)
-def test_no_seed_finds_a_race(name: str) -> None:
-    """Two hundred seeds for each model, dealt to the strategies in turn: 28 or 29 for each pair of the two."""
+def test_no_seed_finds_a_race(name: str, strategy: str) -> None:
+    """A cold and a steady forward with each seed. Which operators meet which bytes is the same with all of them."""
     made, device = running.case(name), CheckedDevice()
     with torch.no_grad():
         wanted = made()
-        runs = [tgo.Executor(made.model, running.known_plan(name, strategy), device=device) for strategy in STRATEGIES]
-        for seed, run in zip(range(SEEDS), cycle(runs), strict=False):
-            device.start_over(seed)
-            with run, Guard(run):
+        with tgo.Executor(made.model, running.known_plan(name, strategy), device=device) as run:
+            for seed in range(SEEDS):
+                run.pause()
+                device.start_over(seed)
+                run.resume()
                 for _ in range(2):
-                    assert_equal(made(), wanted, f"{run.plan.title}, seed {seed}")
+                    with nullcontext() if seed else Guard(run):
+                        assert_equal(made(), wanted, f"seed {seed}")
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_no_seed_finds_a_race_whatever_the_model_does(name: str) -> None:
-    for seed in range(SEEDS // 10):
+    for seed in range(SEEDS):
         SCENARIOS[name](seed)
 
 

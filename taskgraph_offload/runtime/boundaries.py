@@ -5,17 +5,18 @@ The model's own code runs unchanged. A copy or a pickle of a model takes none of
 
 from __future__ import annotations
 
-import functools
-import inspect
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 from torch import nn
+from torch.compiler import is_compiling
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import ExecutionError, PlanError
+from .inside import Inside, can_stand_in
+from .standin import StandIn
 
 Side = Literal["enter", "exit"]
 Reach = Callable[[nn.Module, str, Side], None]
@@ -27,8 +28,8 @@ class Boundaries:
 
     def __init__(self, model: nn.Module, modules: Iterable[str], reach: Reach) -> None:
         self._hooks: list[tuple[nn.Module, RemovableHandle, RemovableHandle]] = []
-        self._entries: list[Entry] = []
-        reach = _Uncompiled(reach)
+        self._stand_ins: list[StandIn] = []
+        reach = self._reach = _Uncompiled(reach)
         for name, module in [(name, _find(model, name)) for name in modules]:
             enter, leave = _Hook(module, name, "enter", reach), _Hook(module, name, "exit", reach)
             first = module.register_forward_pre_hook(enter, prepend=True)
@@ -37,7 +38,15 @@ class Boundaries:
 
     def wrap(self, model: nn.Module, method: str, running: Running) -> None:
         """Let a method of the model run inside `running(entry)`."""
-        self._entries.append(Entry(model, method, running))
+        self._stand_ins.append(Entry(model, method, running))
+
+    def wrap_inner(self, model: nn.Module, inside: Inside) -> None:
+        """Tell, too, when a module without hooks is entered while none of its blocks runs."""
+        asked = {module for module, _, _ in self._hooks}
+        for path, module in [(path, _find(model, path)) for path in inside.blocks_of]:
+            if module not in asked and can_stand_in(module):
+                self._stand_ins.append(Inner(module, path, inside, self._reach))
+                asked.add(module)
 
     def come_outermost(self) -> None:
         """Hooks that were added since, run inside of ours: they may read weights, too."""
@@ -53,8 +62,8 @@ class Boundaries:
         for _, first, last in self._hooks:
             first.remove()
             last.remove()
-        for entry in self._entries:
-            entry.remove()
+        for stand_in in self._stand_ins:
+            stand_in.remove()
         _forget_compiled_code()
 
 
@@ -62,7 +71,7 @@ def refuse_attached(model: nn.Module) -> None:
     """One executor at a time, for a model and for all that is in it."""
     for name, module in model.named_modules():
         hooks = (*vars(module).values(), *module._forward_pre_hooks.values())
-        if any(isinstance(found, Entry | _Hook) for found in hooks):
+        if any(isinstance(found, StandIn | _Hook) for found in hooks):
             where = f"its module {name!r}" if name else f"this {type(model).__name__}"
             raise ExecutionError(f"{where} is attached already; detach that executor first")
 
@@ -92,19 +101,12 @@ def _find(model: nn.Module, name: str) -> nn.Module:
         raise PlanError(f"the plan's module {name!r} is not in this {type(model).__name__}; plan again") from None
 
 
-class Entry:
-    """Stands in for a method of one model, as an attribute of that model."""
-
-    is_offloading = True  # who would trace the model sees this
+class Entry(StandIn):
+    """A method of the model that is a forward."""
 
     def __init__(self, model: nn.Module, name: str, running: Running) -> None:
-        self.name = name
-        self._model, self._running = model, running
-        self._own = vars(model).get(name)  # what the model had as an attribute itself
-        self._is_removed = False
-        self._uncompiled = _Uncompiled(self._run)
-        functools.update_wrapper(self, self._method())
-        vars(model)[name] = self
+        super().__init__(model, name)
+        self._running, self._uncompiled = running, _Uncompiled(self._run)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._uncompiled(*args, **kwargs)
@@ -115,26 +117,26 @@ class Entry:
         with self._running(self):
             return self._method()(*args, **kwargs)
 
-    def _method(self) -> Callable[..., Any]:
-        """What would be called if this were not here; a method of the class may have been replaced meanwhile."""
-        own = self._own if self._own is not None else self._model._modules.get(self.name)
-        return own if own is not None else _method(self._model, self.name)
 
-    def remove(self) -> None:
-        """The method is found where it was."""
-        self._is_removed = True
-        if vars(self._model).get(self.name) is not self:
-            return  # the model's owner has put something else there
-        if self._own is not None:
-            vars(self._model)[self.name] = self._own
-        else:
-            del vars(self._model)[self.name]
+class Inner(StandIn):
+    """The forward of a module inside of blocks. What it reads is there while one of them runs; else we must be told.
 
-    def __reduce__(self) -> Any:
-        """In a copy of the model: the method that the copy would have had."""
-        if self._own is not None:
-            return _same, (self._own,)
-        return _method, (self._model, self.name)
+    Hooks would cost several times as much, and there are many of these modules in a block.
+    """
+
+    def __init__(self, module: nn.Module, path: str, inside: Inside, reach: Reach) -> None:
+        super().__init__(module, "forward")
+        self._path, self._inside, self._reach, self._blocks = path, inside, reach, inside.blocks_of[path]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        forward = self._own if self._own is not None else type(self._module).forward.__get__(self._module)
+        if is_compiling() or self._inside.now in self._blocks or self._is_removed:
+            return forward(*args, **kwargs)
+        self._reach(self._module, self._path, "enter")
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            self._reach(self._module, self._path, "exit")
 
 
 class _Hook:
@@ -158,13 +160,3 @@ class _Silence:
 
     def __call__(self, *_: Any) -> None:
         """Nothing happens."""
-
-
-def _method(model: nn.Module, name: str) -> Callable[..., Any]:
-    found = inspect.getattr_static(type(model), name)
-    method: Callable[..., Any] = found.__get__(model, type(model)) if hasattr(found, "__get__") else found
-    return method
-
-
-def _same(value: Any) -> Any:
-    return value

@@ -11,13 +11,12 @@ point to their seats; and when the call ends, they point home.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..devices.base import Device
-from ..errors import ExecutionError
 from ..graph import LANES, Lane
 from ..homes import Home, Homes
 from ..members import edited_weights, point_home
@@ -27,9 +26,21 @@ from .arena import Arena
 from .boundaries import Side
 from .courier import Courier
 from .lanes import Lanes
+from .lending import Lender
 from .log import KEPT_FORWARDS, Entry, Log
 from .needs import Need, Needs, standing_bundles
 from .spills import Spills
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """What runs where the plan does not say so: a module without its block, or a block inside of another one.
+
+    `interrupted` ran before it and goes on after it.
+    """
+
+    module: str
+    interrupted: Need | None
 
 
 class Conductor:
@@ -39,11 +50,12 @@ class Conductor:
         self, plan: Plan, agendas: tuple[Agenda, ...], homes: Homes, needs: Needs, device: Device[Any], log: Log
     ) -> None:
         self._plan, self._agendas, self._homes, self._needs, self._device = plan, agendas, homes, needs, device
-        self._log, self._stats = log, log.stats
+        self._log, self._stats, self._inside = log, log.stats, needs.inside
         self._standing_bundles = standing_bundles(plan)
         self.lanes = Lanes(device, {lane: _remembered(plan, lane) for lane in LANES})
         self._courier = Courier(device, self.lanes, log)
         self._arena = Arena(plan, homes, device, self.lanes, self._courier)
+        self._lender = Lender(self._arena, device)
         self._spills = Spills(plan, device, self.lanes, self._courier)
         self.watching = self._spills.watching
         self._starts = {
@@ -64,8 +76,9 @@ class Conductor:
         self._log.begin(cold=self._forwards == 0)
         self._planned = planned
         self._stray = None
+        self._visits: list[Visit] = []
         self._agenda = self._agendas[min(self._forwards, 2)]
-        self._next_call = self._next_slot = self._lent_bytes = 0
+        self._next_call = self._next_slot = self._lender.peak_bytes = 0
         self._seen: dict[tuple[str, Side], int] = {}
         self._arena.forget(changed)
         if planned:
@@ -78,6 +91,14 @@ class Conductor:
 
     def reach(self, module: str, side: Side) -> None:
         """The forward enters or leaves a module."""
+        if self._visits and (module, side) == (self._visits[-1].module, "exit"):
+            self._end_visit()
+            return
+        if side == "enter" and self._visits_us(module):
+            self._begin_visit(module)
+            return
+        if self._visits:  # what is inside of it is of no interest
+            return
         occurrence = self._seen[module, side] = self._seen.get((module, side), -1) + 1
         if self._stray is not None:  # a block runs that was not expected; what is inside it is of no interest
             if (module, side) != (self._stray, "exit"):
@@ -93,6 +114,15 @@ class Conductor:
             self._end_call()
             if self._planned:
                 self._issue_through(self._next_call, serving=self._next_call)
+
+    def _visits_us(self, module: str) -> bool:
+        """Whether a module runs by itself, or a block inside of another one, where the plan does not say so."""
+        if module not in self._needs.blocks:
+            return not self._inside.is_served(module)
+        if self._running is None or self._running.block in (None, module):
+            return False
+        start = module, "enter", self._seen.get((module, "enter"), -1) + 1
+        return bool(self._visits) or self._stray is not None or start not in self._starts
 
     def finish(self) -> None:
         """The forward ended as it should."""
@@ -122,7 +152,7 @@ class Conductor:
                 self.lanes.synchronize()
             finally:
                 away = (m for m in self._homes.members() if not (self._stands and m in self._staying))
-                point_home(away, self._addresses_lent())
+                point_home(away, self._lender.addresses())
                 self._arena.forget_all_but(self._needs.staying if self._stands else None)
                 self._courier.forget()
                 self._start_over()
@@ -153,9 +183,9 @@ class Conductor:
         """Whatever comes next is a cold forward."""
         self._forwards = 0
         self._running: Need | None = None
+        self._inside.now = None
         self._dirty: set[str] = set()  # weights changed in their seats, and not yet on their way home
-        self._lent: list[Tensor] = []
-        self._lent_versions: dict[str, list[int]] = {}
+        self._lender.forget()
 
     def _follow(self, index: int) -> None:
         """A call of the plan begins: the next one, or after some that were skipped, or once more."""
@@ -189,6 +219,19 @@ class Conductor:
         self._stray = block
         self._begin_call(self._needs.blocks[block])
 
+    def _begin_visit(self, module: str) -> None:
+        """Until a module ends, all that its block ever reads is there; then what ran before it goes on."""
+        self._visits.append(Visit(module, self._running))
+        self._end_call()
+        self._stats.divergences += 1
+        self._flush()
+        self._begin_call(self._needs.blocks[self._inside.blocks_of.get(module, (module,))[0]])
+
+    def _end_visit(self) -> None:
+        self._end_call()
+        if (interrupted := self._visits.pop().interrupted) is not None:
+            self._begin_call(interrupted)
+
     def _issue_through(self, slot: int, serving: int) -> None:
         """Issue the copies of all slots up to one, without those for calls that will not come any more."""
         while self._next_slot <= slot:
@@ -214,19 +257,10 @@ class Conductor:
         self._device.reached(need.name, self._arena.memory, need.reads, need.writes)
         for member in need.members:
             member.tensor.data = member.seat
-        for home in need.beside:
-            self._lend(home, need)
+        self._lender.lend(need)
         self._waited = self.lanes.waited_for("compute")
         self.lanes.start("compute")
-        self._running = need
-
-    def _lend(self, home: Home, need: Need) -> None:
-        self._lent.append(self._arena.lend(home, need))
-        self._device.reached(need.name, self._lent[-1], [(0, home.memory.nbytes)], [])
-        self._lent_bytes = max(self._lent_bytes, sum(memory.nbytes for memory in self._lent))
-        self._lent_versions[home.name] = [member.tensor._version for member in home.members if member.counted]
-        for member in home.members:
-            member.tensor.data = member.view_of(self._lent[-1])
+        self._running, self._inside.now = need, need.block
 
     def _end_call(self) -> None:
         need = self._running
@@ -235,16 +269,16 @@ class Conductor:
         self._spills.call_ends(need.name)
         surprises = self._unplanned_changes(need)
         number = self.lanes.stop("compute")
-        self._running = None
+        self._running = self._inside.now = None
         self._courier.call_ended(need.name, number)
         self._arena.used(need, number)
         self._dirty |= need.written
         self._arena.carry_home(surprises)
         point_home(need.members)
-        self._return_lent(need)
+        self._lender.take_back(need)
         if torch.is_autocast_enabled(self._arena.memory.device.type):
             torch.clear_autocast_cache()  # it would keep a cast of every weight that passes
-        used = self._arena.memory.nbytes + self._lent_bytes + need.activation_bytes
+        used = self._arena.memory.nbytes + self._lender.peak_bytes + need.activation_bytes
         self._log.add(Entry("compute", number, f"compute {need.name}", need.name, need.name, 0, self._waited, used))
 
     def _unplanned_changes(self, need: Need) -> list[str]:
@@ -252,21 +286,6 @@ class Conductor:
         surprises = sorted(edited_weights(need.members) - need.written)
         self._arena.announce_changes(need, surprises)
         return surprises
-
-    def _return_lent(self, need: Need) -> None:
-        lent = self._addresses_lent()
-        self._lent.clear()
-        for home in need.beside:
-            versions = [member.tensor._version for member in home.members if member.counted]
-            point_home(home.members, lent)
-            if versions != self._lent_versions[home.name]:
-                raise ExecutionError(
-                    f"{need.name} changed weight {home.name!r} at a moment that the plan did not expect, and that left "
-                    "no seat for it: plan again, for a forward like this one"
-                )
-
-    def _addresses_lent(self) -> set[int]:
-        return {memory.data_ptr() for memory in self._lent}
 
     def _carry_edits_of_standing(self) -> None:
         """What is there throughout the forward was edited there by somebody's hook."""
@@ -278,7 +297,7 @@ class Conductor:
     def _note_peak(self) -> None:
         """What the device says, or, where it cannot tell, the arena with the activations that were traced."""
         used = self._device.peak_bytes()
-        traced = self._arena.memory.nbytes + self._lent_bytes + max(self._plan.activation_bytes)
+        traced = self._arena.memory.nbytes + self._lender.peak_bytes + max(self._plan.activation_bytes)
         self._stats.peak_bytes = max(self._stats.peak_bytes, traced if used is None else used)
 
     def _flush(self) -> None:

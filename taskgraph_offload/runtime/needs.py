@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from torch import nn
+
 from ..homes import Home, Homes
 from ..members import Member
 from ..plan import Plan
 from ..trace import Call
+from .inside import Inside
 from .seating import Range
 
 
@@ -37,10 +40,12 @@ class Need:
 class Needs:
     """The needs of every call, of every block as a whole, and of the forward throughout (`standing`).
 
+    `inside` says which modules lie in which blocks; one by itself needs all that its block does.
+
     `staying` is the part of `standing` that the forward changes: between forwards too, the device has the true values.
     """
 
-    def __init__(self, plan: Plan, homes: Homes) -> None:
+    def __init__(self, model: nn.Module, plan: Plan, homes: Homes) -> None:
         self._plan, self._homes = plan, homes
         self._position = {name: i for bundle in plan.bundles.values() for i, name in enumerate(bundle.weights)}
         self.changed = changed_weights(plan)
@@ -52,6 +57,9 @@ class Needs:
         for need, nbytes in zip(self.calls, plan.activation_bytes, strict=True):
             need.activation_bytes = nbytes
         self.blocks = {name: self._of_block(name, calls) for name, calls in _calls_by_block(plan).items()}
+        standing = set(self.standing.members)
+        moving = [member.tensor for member in homes.members() if member not in standing]
+        self.inside = Inside(model, self.blocks, moving)
 
     def _of_block(self, name: str, calls: list[Call]) -> Need:
         reads = dict.fromkeys(weight for call in calls for weight in call.reads)

@@ -1,0 +1,188 @@
+"""Modules that run where the plan does not expect them: without their block, or a block inside of another one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import taskgraph_offload as tgo
+from taskgraph_offload.devices.checked import CheckedDevice
+from tests import models, running
+from tests.guard import Guard
+from tests.left_behind import attached, everything_of
+from tests.running import Case, assert_equal, case, known_plan, plan_of
+
+
+@pytest.fixture
+def made() -> Case:
+    return case("chain")
+
+
+class StepCache(nn.Module):
+    """Asks inner modules of some blocks, before, between and after them, as TeaCache asks the first block's norm."""
+
+    def __init__(self, net: nn.Module, asks: bool = False) -> None:
+        super().__init__()
+        self.blocks, self.asks = net.blocks, asks
+
+    def forward(self, x: Tensor) -> Tensor:
+        for number, block in enumerate(self.blocks):
+            if self.asks:
+                x = x + self.blocks[(number + 2) % len(self.blocks)].up(x).mean()
+            x = block(x)
+        return x + self.blocks[1].down(self.blocks[1].up(x)) if self.asks else x
+
+
+@pytest.mark.parametrize("seed", [None, *range(5)])
+@pytest.mark.parametrize("strategy", running.STRATEGIES)
+def test_an_inner_module_may_be_called_outside_of_its_block(made: Case, strategy: str, seed: int | None) -> None:
+    cached = Case(StepCache(made.model), made.inputs)
+    plan = plan_of(cached, strategy)
+    cached.model.asks = True
+    with torch.no_grad():
+        wanted = cached()
+        with tgo.Executor(cached.model, plan, device="cpu" if seed is None else CheckedDevice(seed)) as run:
+            for number in range(3):
+                with Guard(run):
+                    assert_equal(cached(), wanted)
+                assert run.stats.divergences == 7 * (number + 1)
+            cached.model.asks = False
+            cached()
+            loads = run.stats.demand_loads
+            cached()
+            assert run.stats.demand_loads == loads  # the plan goes on as if nothing had been
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_so_may_one_where_the_plan_cuts_inside_of_blocks(seed: int) -> None:
+    made, plan = case("vit"), known_plan("vit", "auto")
+    places = {call.boundary.module for call in plan.trace.calls}
+    hidden = torch.randn(1, 5, 16)
+    inner = [module for name, module in made.model.named_modules() if name.startswith("layers.1.") and name in places]
+    assert inner
+    with torch.no_grad():
+        wanted = made()
+        alone = [_output(module, hidden) for module in inner]
+        with tgo.Executor(made.model, plan, device=CheckedDevice(seed)) as run:
+            for _ in range(2):
+                with Guard(run):
+                    assert_equal(made(), wanted)
+                    assert_equal([_output(module, hidden) for module in inner], alone)
+            made()
+            loads = run.stats.demand_loads
+            made()
+            assert run.stats.demand_loads == loads
+
+
+def _output(module: nn.Module, x: Tensor) -> Tensor:
+    made = module(x.repeat(1, 1, module.in_features // 16) if isinstance(module, nn.Linear) else x)
+    return made[0] if isinstance(made, tuple) else made
+
+
+@pytest.mark.parametrize("strategy", ["layerwise", "auto"])
+def test_an_inner_module_may_run_by_itself_or_fail(made: Case, strategy: str) -> None:
+    x, inner = made.inputs["x"], made.model.blocks[3].up
+    with torch.no_grad():
+        wanted, alone = made(), inner(x)
+        with attached(made, strategy) as run:
+            for _ in range(2):
+                with Guard(run):
+                    assert_equal([inner(x), inner.forward(x)], [alone, alone])
+                    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+                        inner(torch.randn(2, 5))
+                    assert_equal(made(), wanted)
+
+
+class Nesting(nn.Module):
+    """A block that runs another one, which it knows but does not own, in the middle of its own work."""
+
+    def __init__(self, block: nn.Module, other: nn.Module) -> None:
+        super().__init__()
+        self.block, self.known, self.asks = block, [other], False
+        self.last = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.block(x)
+        if self.asks:
+            x = x + self.known[0](x)
+        return self.last(x)
+
+
+@pytest.mark.parametrize("seed", [None, *range(5)])
+@pytest.mark.parametrize("strategy", running.STRATEGIES)
+def test_a_block_may_run_another_one(strategy: str, seed: int | None) -> None:
+    torch.manual_seed(0)
+    others = [models.Block(4, 64) for _ in range(4)]
+    nesting = Nesting(models.Block(4, 64), others[3])
+    blocks = [*others[:2], nesting, *others[2:]]
+    made = Case(models.Net(blocks, range(5)), {"x": torch.randn(2, 4)})
+    plan, orders = plan_of(made, strategy), [range(5), (2, 2, 0), (4, 2), range(5)]
+    nesting.asks = True
+    with torch.no_grad():
+        wanted = []
+        for made.model.order in orders:
+            wanted.append(made())
+        with tgo.Executor(made.model, plan, device="cpu" if seed is None else CheckedDevice(seed)) as run:
+            for made.model.order, outputs in zip(orders, wanted, strict=True):
+                with Guard(run):
+                    assert_equal(made(), outputs)
+
+
+class Shared(nn.Module):
+    """One inner module in all blocks, and another one in all blocks and between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        inner, everywhere = nn.Linear(4, 64), nn.Linear(4, 4)
+        self.blocks = nn.ModuleList(models.Block(4, 64) for _ in range(4))
+        for block in self.blocks:
+            block.up, block.everywhere = inner, everywhere
+            block.register_forward_pre_hook(lambda module, args: (module.everywhere(args[0]),))
+        self.everywhere = everywhere
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = self.everywhere(block(x))
+        return x
+
+
+@pytest.mark.parametrize("strategy", running.STRATEGIES)
+def test_an_inner_module_that_several_blocks_share_is_no_surprise(strategy: str) -> None:
+    torch.manual_seed(0)
+    made = Case(Shared(), {"x": torch.randn(2, 4)})
+    with torch.no_grad():
+        wanted = made()
+        with tgo.Executor(made.model, plan_of(made, strategy), device="cpu") as run:
+            for _ in range(3):
+                with Guard(run):
+                    assert_equal(made(), wanted)
+            assert run.stats.divergences == 0
+
+
+def test_an_inner_module_keeps_a_forward_of_its_own(made: Case) -> None:
+    inner, x = made.model.blocks[1].up, made.inputs["x"]
+    own = inner.forward
+    inner.forward = lambda x: own(x) * 2
+    with torch.no_grad():
+        wanted, alone = made(), own(x) * 2
+        with attached(made) as run, Guard(run):
+            assert_equal(made(), wanted)
+            assert torch.equal(inner(x), alone)
+        assert_equal(made(), wanted)
+
+
+def test_a_module_inside_of_an_attached_one_is_refused(made: Case) -> None:
+    inner = Case(made.model.blocks[1].up, {"input": made.inputs["x"]})
+    plan = plan_of(inner, "resident")
+    with attached(made), pytest.raises(tgo.ExecutionError, match="attached already"):
+        tgo.Executor(inner.model, plan, device="cpu").attach()
+
+
+def test_what_stands_in_is_not_asked_once_it_is_gone(made: Case) -> None:
+    inner = made.model.blocks[1].up
+    before = everything_of(made.model)
+    with attached(made):
+        kept = inner.forward
+    assert everything_of(made.model) == before
+    assert torch.equal(kept(made.inputs["x"]), inner(made.inputs["x"]))
