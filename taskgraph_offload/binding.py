@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .budget import readable, readable_seconds
+from .names import START
 from .simulate import SETTLED
 from .timeline import Span, Stall, Timeline, clip, length
 
@@ -66,8 +67,9 @@ def _window(timeline: Timeline, stall: Stall) -> str:
     window = first.stop, stall.stop
     worked = length(clip(((span.start, span.stop) for span in timeline.lane("compute")), window))
     nbytes = readable(sum(span.nbytes for span in copies))
+    since = "the first block" if first.call == START else f"the end of {first.call}"
     return (
-        f"; from the end of {first.call} on, the link brings {nbytes} in {readable_seconds(window[1] - window[0])}, "
+        f"; from {since} on, the link brings {nbytes} in {readable_seconds(window[1] - window[0])}, "
         f"and compute has work for {readable_seconds(worked)}"
     )
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from .binding import gap, what_binds
 from .budget import readable, readable_seconds
+from .names import printable, spoken
 from .simulate import SETTLED
 from .timeline import Timeline
 
@@ -21,7 +22,7 @@ def explain(plan: Plan) -> str:
 def facts(plan: Plan) -> list[tuple[str, str]]:
     """The same as pairs of a label and what there is to say."""
     timeline = plan.predict(SETTLED)
-    return [
+    found = [
         ("plan", f"{plan.trace.model}, {plan.title}, on {plan.machine.name}"),
         ("budget", _budget(plan)),
         ("resident", _residents(plan)),
@@ -32,6 +33,7 @@ def facts(plan: Plan) -> list[tuple[str, str]]:
         *_outlook(plan, timeline),
         *_warnings(plan),
     ]
+    return [(label, printable(spoken(text))) for label, text in found]
 
 
 def _budget(plan: Plan) -> str:

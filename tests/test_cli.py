@@ -29,6 +29,42 @@ def without_inputs():
     return build()[0]
 
 
+class Odd(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        for number in range(4):
+            self.add_module(f"{number}\\x1b]0;title\\x07", torch.nn.Linear(128, 128))
+
+    def forward(self, x):
+        for part in self.children():
+            x = part(x)
+        return x
+
+
+Odd.__name__ = "Odd\\x1b[31m"
+
+
+def odd():
+    return Odd(), (torch.ones(4, 128),)
+
+
+class Scaled(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = torch.nn.ModuleList(torch.nn.Linear(128, 128) for _ in range(4))
+        self.scale = torch.nn.Parameter(torch.ones(128))
+
+    def forward(self, x):
+        x = (x * self.scale).sin()
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def with_a_start():
+    return Scaled(), (torch.ones(4, 128),)
+
+
 def broken():
     raise RuntimeError("not today\\nnor tomorrow")
 
@@ -232,6 +268,20 @@ def test_compare_marks_the_fastest_and_says_what_the_others_need(ask):
     assert {row["strategy"] for row in some} == {"keep", "layerwise prefetch=2 residents=spread"}
 
 
+def test_where_no_strategy_works_the_table_says_what_each_needs_and_the_exit_code_that_it_failed(capsys):
+    command = ["compare", "toy_models:build", "--budget", "1KiB", "--machine", "rtx4090"]
+    assert main(command) == 1
+    page, error = capsys.readouterr()
+    assert len(re.findall(r"needs +\d+\.\d KiB", page)) == 8
+    assert "▸" not in page
+    assert re.search(r'error: .* the smallest that works is "\d+B" \(70\.8 KiB\), with auto\n', error)
+    assert main([*command, "--json"]) == 1
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert main([*command[:3], f"{min(row['smallest_bytes'] for row in rows)}B", *command[4:]]) == 0
+    assert main(["sweep", "toy_models:build", "--budgets", "1KiB", "--machine", "rtx4090"]) == 1
+    assert "no strategy fits into any of these budgets" in capsys.readouterr().err
+
+
 def test_sweep_marks_how_much_memory_is_enough(ask):
     command = ("sweep", "toy_models:build", "--machine", "rtx4090", "--strategies", "keep", "sequential")
     answer = json.loads(ask(*command, "--points", 4, "--json"))
@@ -295,8 +345,12 @@ def test_settings_say_what_is_not_typed(ask):
         ("plan toy_models:build --budget 1 --machine rtx", "unknown machine 'rtx'"),
         ("plan toy_models:build --budget 1 --strategy best", "unknown strategy 'best'"),
         ("plan toy_models:build --budget 1 --option depth=2", "has no option 'depth'"),
-        ("plan toy_models:build --budget 1 --save no/plan.yaml", "there is no folder no"),
-        ("plan toy_models:build --budget 1 --timeline plan.txt", "a picture's name ends in .png or .svg"),
+        ("plan toy_models:build --budget 1 --save no/plan.yaml", "there is no folder no; make it"),
+        ("plan toy_models:build --budget 1 --save .", "--save .: this is a folder; name a file in it"),
+        ("plan toy_models:build --budget 1 --timeline plan.txt", "the name must end in .png or .svg"),
+        ("plan toy_models:build --budget 1 --trace plan.txt", "the name must end in .json"),
+        ("plan toy_models:build --budget 1 --save s.png --timeline ./s.png", "--save and --timeline name one file"),
+        ("plan toy_models:build --save o.yaml --settings o.yaml", "--settings and --save name one file"),
         ("plan toy_models:build --budget 1 --settings none.yaml", "settings file none.yaml: there is no such file"),
         ("plan --config none.json --budget 1", "none.json: No such file or directory"),
         ("plan --config toy_models.py --budget 1", "this is not JSON"),
@@ -338,6 +392,7 @@ def test_a_configuration_that_makes_no_sense_is_one_line(refused, fields, says):
         "plan toy_models:build --budget 1 --height 64",
         "plan --config config.json --budget 1 --height -64",
         "sweep toy_models:build --points 1",
+        "sweep toy_models:build --points 101",
         "run toy_models:build --budget 1 --link fast",
         "show",
     ],
@@ -380,7 +435,7 @@ def test_the_examples_in_the_help_can_be_parsed(capsys):
             assert not word.endswith(".json") or (CONFIGS.parent.parent / word).is_file()
 
 
-@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
 def test_tables_fit_the_terminal(ask, monkeypatch, width):
     monkeypatch.setenv("COLUMNS", str(width))
     ask("plan", "toy_models:build", "--budget", "50%", "--save", "plan.yaml")
@@ -389,10 +444,38 @@ def test_tables_fit_the_terminal(ask, monkeypatch, width):
         ask("show", "plan.yaml"),
         ask("show", "plan.yaml", "--grid"),
         ask("sweep", "toy_models:build", "--points", 3, "--strategies", "keep", "sequential"),
+        ask("run", "toy_models:build", "--budget", "50%", "--device", "cpu", "--machine", "cpu", "--steps", 2),
     ]
     for page in pages:
         assert max(map(len, page.splitlines())) <= width
         assert "…" not in page
+    assert len(re.findall(r" \d+\.\d\d ms", pages[0])) >= 6, "the step of each strategy that works"
+
+
+def test_no_name_gives_the_terminal_orders(ask, refused):
+    ask("plan", "toy_models:odd", "--budget", "50%", "--machine", "rtx4090", "--save", "plan.yaml")
+    pages = [
+        ask("plan", "toy_models:odd", "--budget", "50%", "--machine", "rtx4090"),
+        ask("compare", "toy_models:odd", "--budget", "50%", "--machine", "rtx4090", "--strategies", "keep"),
+        *(ask("show", "plan.yaml", *view) for view in ([], ["--grid"], ["--text"])),
+    ]
+    assert all(page.replace("\n", "").isprintable() for page in pages)
+    assert "Odd\\x1b[31m" in pages[0]
+    assert "\\x1b]0;title" in pages[3]
+    assert "'toy\\x1b[31m'" in refused("plan", "toy\x1b[31m:build", "--budget", 1)
+    assert "--\\x1b[31m" in refused("show", "plan.yaml", "--\x1b[31m", code=2)
+
+
+def test_what_runs_before_the_first_block_is_said_in_words(ask):
+    files = ("--save", "plan.yaml", "--trace", "plan.json")
+    pages = [
+        ask("plan", "toy_models:with_a_start", "--budget", "150%", "--strategy", "sequential", *files),
+        ask("show", "plan.yaml", "--grid"),
+    ]
+    assert pages[1].splitlines()[2].startswith("   before the first block  ")
+    assert not any(":start" in page for page in pages)
+    events = json.loads(Path("plan.json").read_text())["traceEvents"]
+    assert "before the first block" in {event["name"] for event in events}
 
 
 def test_json_is_alone_on_stdout_whatever_the_model_prints():

@@ -18,12 +18,29 @@ def said(plan: tgo.Plan) -> dict[str, str]:
     return {line[:12].strip(): line[12:] for line in plan.explain().splitlines()}
 
 
+def trace_named(*names: str) -> tgo.Trace:
+    return tgo.Trace.from_units([{"name": name, "seconds": 1e-3, "tensors": [MIB]} for name in names])
+
+
 def test_a_stall_names_the_window_in_which_the_link_cannot_keep_up() -> None:
     found = said(plan_of(trace_of([MIB] * 8, 1e-3), 4 * MIB, "sequential"))
     assert "longest a 1.05 ms for h2d a" in found["bound by"]
     assert (
         "from the end of h on, the link brings 1.0 MiB in 1.05 ms, and compute has work for 0.0 us" in found["bound by"]
     )
+
+
+def test_a_window_that_opens_where_no_block_has_run_yet_is_said_in_words() -> None:
+    units = [{"name": name, "seconds": 1e-3, "tensors": [MIB] * (name != ":start")} for name in (":start", *"abcd")]
+    found = said(plan_of(tgo.Trace.from_units(units), 2 * MIB, "sequential"))
+    assert "from the first block on, the link brings 1.0 MiB" in found["bound by"]
+    assert "before the first block" in said(plan_of(trace_named(":start", "b"), 2 * MIB, "resident"))["resident"]
+
+
+def test_a_page_gives_the_terminal_no_orders() -> None:
+    page = plan_of(trace_named("a\x1b[31m", "b\ud800"), 2 * MIB, "resident").explain()
+    assert page.replace("\n", "").isprintable()
+    assert "a\\x1b[31m, b\\ud800" in page
 
 
 def test_a_window_reaches_back_over_all_copies_that_wait_for_one_another() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,10 +73,26 @@ def test_the_longest_wait_of_a_step_names_the_copy_that_caused_it(strategy: str)
         assert any(text.startswith(f"{stall.seconds * 1e3:.2f} ms for {copy}") for text in written)
 
 
-def test_a_wait_whose_cause_is_unknown_says_what_the_call_lacked() -> None:
+def test_a_wait_whose_cause_was_not_noted_names_the_copy_that_came_meanwhile() -> None:
     timeline = predicted(8)
-    stall = replace(timeline.stalls()[0], cause=None)
-    assert cause(timeline, stall) == f"what {stall.call} reads"
+    stall = timeline.stalls()[0]
+    assert stall.cause is not None
+    assert cause(timeline, replace(stall, cause=None)) == stall.cause.split("/")[1]
+
+
+def test_a_wait_for_no_copy_is_for_the_host_and_what_runs_first_is_named_in_words() -> None:
+    units = [{"name": name, "seconds": 0.01, "tensors": [MIB]} for name in (":start", "a", "b")]
+    trace = tgo.Trace.from_units(units)
+    timeline = tgo.Planner.for_trace(trace, "3MiB", strategy="resident", machine="cpu").plan().predict()
+    spans = [
+        replace(span, start=span.start + 0.004, waited_for=None) if span.node == "1/compute :start" else span
+        for span in timeline.spans
+    ]
+    written = texts(draw_timelines([replace(timeline, source="measured", spans=tuple(spans))]))
+    assert "4.00 ms for the host" in written
+    assert any(text.endswith("for h2d before the first block") for text in written)
+    assert "before the first block" in written, "in the legend"
+    assert not any(":start" in text for text in written)
 
 
 def test_every_wait_is_marked() -> None:
@@ -145,12 +162,52 @@ def test_a_warm_run_stands_below_the_steady_steps_of_the_cold_one() -> None:
     assert min(path.vertices[:, 0].min() for path in marks) >= timeline.ends[0]
 
 
+def planner_of(names: Sequence[str]) -> tgo.Planner:
+    units = [{"name": name, "seconds": 0.01, "tensors": [MIB]} for name in names]
+    return tgo.Planner.for_trace(tgo.Trace.from_units(units), "2MiB", strategy="layerwise", machine="cpu")
+
+
 def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
     names = ["$x^{", "<b>&amp;</b>", "--> end", "\\frac", "two words", "a" * 200]
-    units = [{"name": name, "seconds": 0.01, "tensors": [MIB]} for name in names]
-    plan = tgo.Planner.for_trace(tgo.Trace.from_units(units), "2MiB", strategy="layerwise", machine="cpu").plan()
-    tgo.viz.save_timeline(tmp_path / "timeline.svg", plan.predict())
+    tgo.viz.save_timeline(tmp_path / "timeline.svg", planner_of(names).plan().predict())
     assert ElementTree.parse(tmp_path / "timeline.svg").getroot().tag == f"{SVG}svg"
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("a\x1b[31mb", "a\\x1b[31mb"),
+        ("a\ud800b", "a\\ud800b"),
+        ("a\x00\tb", "a\\x00\\tb"),
+        ("a\uffff", "a\\uffff"),
+        ("a\u202eb", "a\\u202eb"),
+        ("\u6a21\u578b 3", "\u25a1\u25a1 3"),
+    ],
+)
+def test_what_cannot_be_drawn_neither_breaks_a_picture_nor_warns(name: str, shown: str, tmp_path: Path) -> None:
+    timeline = replace(planner_of([name, "b"]).plan().predict(), title=name)
+    rows = [{**row, "strategy": name} for row in planner(8).compare(["keep"]).rows]
+    comparison, sweep = tgo.Comparison(rows), tgo.Sweep(rows)
+    for figure in (draw_timelines([timeline]), draw_comparison(comparison), draw_sweep(sweep)):
+        assert any(shown in text for text in texts(figure))
+    tgo.viz.save_timeline(tmp_path / "timeline.svg", timeline)
+    for suffix in ("png", "svg"):
+        comparison.save(tmp_path / f"comparison.{suffix}")
+        sweep.save(tmp_path / f"sweep.{suffix}")
+    for path in tmp_path.glob("*.svg"):
+        assert ElementTree.parse(path).getroot().tag == f"{SVG}svg"
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_the_same_picture_is_the_same_file(suffix: str, tmp_path: Path) -> None:
+    timeline, comparison, sweep = predicted(8), planner(8).compare(QUICK), planner(8).sweep(3, QUICK)
+    for folder in (tmp_path / "one", tmp_path / "other"):
+        tgo.viz.save_timeline(folder / f"timeline.{suffix}", timeline)
+        comparison.save(folder / f"comparison.{suffix}")
+        sweep.save(folder / f"sweep.{suffix}")
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "other" / path.name).read_bytes()
 
 
 @pytest.mark.parametrize("name", ["timeline.png", "TIMELINE.PNG", "timeline.svg"])
@@ -177,9 +234,19 @@ def test_a_failed_write_leaves_the_old_picture(tmp_path: Path, monkeypatch: pyte
         raise OSError("disk full")
 
     monkeypatch.setattr(Figure, "savefig", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(tgo.SettingsError, match=r"timeline\.svg': disk full"):
         tgo.viz.save_timeline(target, predicted(8))
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("timeline.svg", "old")]
+
+
+@pytest.mark.parametrize("name", ["folder.svg", "file/timeline.svg"])
+def test_a_place_where_no_file_can_be_is_refused_by_its_own_name(name: str, tmp_path: Path) -> None:
+    (tmp_path / "folder.svg").mkdir()
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(tgo.SettingsError) as caught:
+        tgo.viz.save_timeline(tmp_path / name, predicted(8))
+    assert str(caught.value).startswith(f"cannot write '{tmp_path / name}': ")
+    assert not list(tmp_path.rglob(".*"))
 
 
 def test_nothing_to_draw_is_said_plainly() -> None:

@@ -1,4 +1,4 @@
-"""Says above the longest waits which copy caused them, without one label running into another. Draws nothing.
+"""Says above the longest waits what caused them, without one label running into another. Draws nothing.
 
     row 1        12 ms for h2d blocks.2
     row 0        |        9 ms for h2d blocks.5
@@ -17,9 +17,9 @@ from functools import partial
 from itertools import combinations, product
 
 from taskgraph_offload.budget import readable_seconds
-from taskgraph_offload.timeline import Stall, Timeline
+from taskgraph_offload.timeline import Span, Stall, Timeline
 
-from .style import SMALL_POINTS, text_points
+from .style import SMALL_POINTS, legible, text_points
 
 PER_CYCLE = 3
 WORTH_A_LABEL = 0.002  # of the cycle
@@ -71,11 +71,19 @@ def callouts(timeline: Timeline, ruler: Ruler) -> list[Callout]:
 
 
 def cause(timeline: Timeline, stall: Stall) -> str:
-    """What a call waited for, as a person reads it: the copy without the number of its cycle."""
+    """What a call waited for: a copy, by its lane and name; or, where it had all it reads, the host that issues it."""
+    if stall.cause is None:
+        copy = next(_brought_meanwhile(timeline, stall), None)
+        return "the host" if copy is None else f"{copy.lane} {copy.name}"
     span = next((span for span in timeline.spans if span.node == stall.cause), None)
-    if span is not None:
-        return f"{span.lane} {span.name}"
-    return stall.cause.split("/", 1)[-1] if stall.cause else f"what {stall.call} reads"
+    return stall.cause.split("/", 1)[-1] if span is None else f"{span.lane} {span.name}"
+
+
+def _brought_meanwhile(timeline: Timeline, stall: Stall) -> Iterator[Span]:
+    """The copies for a call that came while it waited, the latest first."""
+    for span in reversed(timeline.spans):
+        if span.lane != "compute" and span.call == stall.call and stall.start < span.stop <= stall.stop:
+            yield span
 
 
 def _worth_a_label(timeline: Timeline, cycle: int) -> list[Stall]:
@@ -87,7 +95,7 @@ def _worth_a_label(timeline: Timeline, cycle: int) -> list[Stall]:
 
 def _candidates(timeline: Timeline, stall: Stall, ruler: Ruler) -> Iterator[Callout]:
     """The places that a label could have on the page: any row, either side of its stem."""
-    text = f"{readable_seconds(stall.seconds)} for {cause(timeline, stall)}"
+    text = legible(f"{readable_seconds(stall.seconds)} for {cause(timeline, stall)}")
     stem, width = ruler.points((stall.start + stall.stop) / 2), text_points(text, SMALL_POINTS)
     for row, left in product(range(PER_CYCLE), (stem + 3, stem - 3 - width)):
         if left >= 0 and left + width <= ruler.width:

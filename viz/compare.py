@@ -62,7 +62,8 @@ def draw_comparison(comparison: Comparison) -> Figure:
     rows = comparison.rows
     if not rows:
         raise SettingsError("no strategy to draw: the comparison has no rows")
-    left = EDGE + 0.15 + max(style.text_points(row["strategy"], style.TEXT_POINTS) for row in rows) / 72
+    names = [style.legible(row["strategy"]) for row in rows]
+    left = EDGE + 0.15 + max(style.text_points(name, style.TEXT_POINTS) for name in names) / 72
     columns = _columns(rows)
     middle = left + TIMES_WIDTH + COLUMN * len(columns) + BETWEEN
     page = Page(middle + MEMORY_WIDTH + COLUMN + EDGE, TITLE + HEADS + ROW * len(rows) + FOOT)
@@ -73,7 +74,7 @@ def draw_comparison(comparison: Comparison) -> Figure:
         axes.set_yticks([])
     _draw_times(times, rows)
     _draw_memory(memory, rows)
-    times.set_yticks(range(len(rows)), [row["strategy"] for row in rows], fontsize=style.TEXT_POINTS, parse_math=False)
+    times.set_yticks(range(len(rows)), names, fontsize=style.TEXT_POINTS, parse_math=False)
     for index, (head, cells) in enumerate(columns.items(), 1):
         _write_column(page, left + TIMES_WIDTH + COLUMN * index, head, cells)
     _write_column(page, page.width - EDGE, "peak", [_peak(row) for row in rows])

@@ -53,7 +53,8 @@ def _are_wide(spans: Sequence[Span], ruler: Ruler) -> bool:
 
 def _labels(spans: Sequence[Span], ruler: Ruler) -> list[str]:
     """What is written in each bar: its name, or the last part of it, whichever fits into most; or nothing at all."""
-    for names in ([span.name for span in spans], [span.name.rsplit(".", 1)[-1] for span in spans]):
+    full = [style.legible(span.name) for span in spans]
+    for names in (full, [name.rsplit(".", 1)[-1] for name in full]):
         rooms = (span.seconds * ruler.points_per_second - 4 for span in spans)
         fits = [style.text_points(name, style.SMALL_POINTS) <= room for name, room in zip(names, rooms, strict=True)]
         if 2 * sum(fits) >= len(spans):

@@ -12,7 +12,7 @@ from . import style
 
 
 class Page:
-    """A white page. Texts are plain: no name of a block is ever read as a formula."""
+    """A white page. Texts are plain: no name of a block is ever read as a formula, or breaks the file."""
 
     def __init__(self, width: float, height: float) -> None:
         self.width, self.height = width, height
@@ -28,6 +28,7 @@ class Page:
         align: Literal["left", "right"] = "left",
     ) -> float:
         """Write a line; gives how wide it is."""
+        text = style.legible(text)
         look = {**style.PLAIN, "fontsize": size, "fontweight": weight, "ha": align, "color": style.INK}
         self.figure.text(x / self.width, y / self.height, text, **look)
         return style.text_points(text, size, weight) / 72

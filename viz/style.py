@@ -9,8 +9,10 @@ from typing import Any, Final
 
 from matplotlib import colormaps
 from matplotlib.colors import to_hex, to_rgb
-from matplotlib.font_manager import FontProperties
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.textpath import text_to_path
+
+from taskgraph_offload.names import printable, spoken
 
 # Okabe and Ito's colours, which people with any kind of colour vision can tell apart; greys for what only frames.
 INK: Final = "#222222"
@@ -29,6 +31,8 @@ TEXT_POINTS: Final = 8.5
 SMALL_POINTS: Final = 7.0
 PLAIN: Final[dict[str, Any]] = {"fontsize": SMALL_POINTS, "parse_math": False}  # a name of a block is no formula
 TIMES: Final = "\N{MULTIPLICATION SIGN}"
+WEIGHTS: Final = ("normal", "bold")
+BOX: Final = "\N{WHITE SQUARE}"
 
 BYTES_UNITS: Final = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B"))
 
@@ -68,6 +72,24 @@ def text_colour(background: str) -> str:
     """
     red, green, blue = to_rgb(background)
     return INK if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
+
+
+def legible(text: str) -> str:
+    r"""A text as a picture can show it: in people's words, and with a box for each character that the fonts lack.
+
+    >>> legible("\u65e5\u672c 3\x07")
+    '□□ 3\\x07'
+    """
+    return "".join(char if char.isascii() or _has_glyph(char) else BOX for char in printable(spoken(text)))
+
+
+def _has_glyph(char: str) -> bool:
+    """Whether a character can be drawn in both weights; where several fonts are set, by any of them."""
+    families = FontProperties().get_family()
+    fonts = [
+        [get_font(findfont(FontProperties(family=name, weight=weight))) for name in families] for weight in WEIGHTS
+    ]
+    return all(any(font.get_char_index(ord(char)) for font in choice) for choice in fonts)
 
 
 @lru_cache(maxsize=8192)

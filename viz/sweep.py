@@ -103,10 +103,10 @@ def _draw_curve(axes: Axes, sweep: Sweep, strategy: str, index: int, units: Unit
 
 def _entry(sweep: Sweep, strategy: str) -> str:
     """What the legend says of a strategy: how much memory it can use, and how fast it is then."""
-    knee = sweep.knee(strategy)
+    name, knee = style.legible(strategy), sweep.knee(strategy)
     if knee is None:
-        return f"{strategy}\nfits into none of these budgets"
-    return f"{strategy}\n{readable_seconds(knee['step_seconds'])} from {readable(knee['budget_bytes'])} on"
+        return f"{name}\nfits into none of these budgets"
+    return f"{name}\n{readable_seconds(knee['step_seconds'])} from {readable(knee['budget_bytes'])} on"
 
 
 def _draw_legend(axes: Axes) -> None:

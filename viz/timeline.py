@@ -146,6 +146,6 @@ def _draw_legend(page: Page, colours: dict[str, str]) -> None:
     if first != last:
         x -= page.write(x, FOOT_LINE, first, align="right")
     x -= 0.35
-    x -= page.write(x, FOOT_LINE, "compute waits for a copy", align="right") + 0.06
+    x -= page.write(x, FOOT_LINE, "compute waits", align="right") + 0.06
     page.fill(x - 0.3, FOOT_LINE - 0.01, 0.3, height, style.PALE_WAIT)
     page.fill(x - 0.3, FOOT_LINE - 0.01 + height, 0.3, LINE, style.WAIT)

@@ -15,6 +15,7 @@ from typing import Any, Final, TypeAlias
 
 from taskgraph_offload.budget import readable
 from taskgraph_offload.graph import LANES, Lane
+from taskgraph_offload.names import spoken
 from taskgraph_offload.timeline import Span, Timeline
 
 from .output import suffix_of, write
@@ -83,7 +84,7 @@ def _slice(process: int, span: Span, cause: Span | None) -> Event:
         "ph": "X",
         "pid": process,
         "tid": _thread(process, span.lane),
-        "name": span.name if span.lane == "compute" else f"{span.lane} {span.name}",
+        "name": spoken(span.name if span.lane == "compute" else f"{span.lane} {span.name}"),
         "cat": span.lane,
         "ts": start / 1000,
         "dur": (stop - start) / 1000,

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 
 from taskgraph_offload.errors import OffloadError
+from taskgraph_offload.names import printable
 
 from .arguments import parser
 from .console import print_answer
@@ -31,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             answer = arguments.answer(arguments)
         print_answer(answer, arguments.command, arguments.json)
         sys.stdout.flush()
+        if answer.fault is not None:
+            raise answer.fault
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # whoever read us has seen enough, as in `| head`
@@ -51,8 +54,8 @@ def in_one_line(error: Exception) -> str:
     """
     text = str(error).strip()
     first = text.splitlines()[0].rstrip(" :") if text else "no reason given"
-    if isinstance(error, OffloadError):
-        return first
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return f"{type(error).__name__}: {first}"
+        first = f"{error.filename}: {error.strerror}"
+    elif not isinstance(error, OffloadError):
+        first = f"{type(error).__name__}: {first}"
+    return printable(first)

@@ -10,6 +10,7 @@ from planner.settings import ACCEPTED
 from planner.strategies import names as strategy_names
 from planner.strict_yaml import scalar
 from taskgraph_offload.machine import Machine
+from taskgraph_offload.names import printable
 
 from . import commands, running
 from .console import Answer
@@ -18,6 +19,7 @@ from .models import DTYPES
 from .words import ABOUT, EXAMPLES, JSON_KEYS
 
 PROGRAM = "taskgraph-offload"
+MOST_POINTS = 100  # of a sweep: more than a curve can show
 COMMANDS: Mapping[str, tuple[Callable[[argparse.Namespace], Answer], str]] = {
     "plan": (commands.plan, "decide what stays, what streams and when; predict the step"),
     "compare": (commands.compare, "one budget with every strategy that people use"),
@@ -31,7 +33,7 @@ class _Parser(argparse.ArgumentParser):
     """Says what was wrong in one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"error: {printable(message)} (see {self.prog} --help)\n")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -77,7 +79,7 @@ def _add_sweep(to: argparse.ArgumentParser) -> None:
     group = _add_decision(to, one_strategy=False, one_budget=False)
     _add_strategies(group, " ".join(commands.SWEPT))
     group.add_argument("--budgets", nargs="+", metavar="SIZE", help="which [from the least that works to all]")
-    group.add_argument("--points", type=_steps, default=9, metavar="N", help="how many, where none are listed [9]")
+    group.add_argument("--points", type=_points, default=9, metavar="N", help="how many, where none are listed [9]")
     _add_picture(to)
 
 
@@ -187,6 +189,12 @@ def _positive(text: str) -> int:
 def _steps(text: str) -> int:
     if (number := _positive(text)) < 2:
         raise argparse.ArgumentTypeError("at least 2 are needed")
+    return number
+
+
+def _points(text: str) -> int:
+    if (number := _steps(text)) > MOST_POINTS:
+        raise argparse.ArgumentTypeError(f"at most {MOST_POINTS}, since each is planned; for others, list --budgets")
     return number
 
 

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from argparse import Namespace
 from dataclasses import replace
-from pathlib import Path
 from typing import NoReturn
 
 from planner import Planner
 from planner.settings import Settings, read_settings
-from taskgraph_offload.errors import SettingsError, TraceError
+from taskgraph_offload.errors import TraceError
 
 from .console import working
 from .examples import SIZES
+from .files import check_files
 from .models import Subject, from_config, from_factory
 
-PICTURES = (".png", ".svg")
 EVERYTHING = "100%"  # the budget of a command that asks about all budgets
 
 
 def settings_of(arguments: Namespace) -> Settings:
     """What the settings file says, and over it what was typed. Options belong to a strategy, and go with it."""
-    _refuse_impossible_files(arguments)
+    check_files(arguments)
     if arguments.component is not None and arguments.settings is None:
         _wrong_usage(arguments, "--component is a part of the --settings file; give that too")
     settings = Settings() if arguments.settings is None else read_settings(arguments.settings, arguments.component)
@@ -67,16 +66,6 @@ def planner_of(arguments: Namespace, settings: Settings, subject: Subject) -> Pl
             "name a module:factory that gives (model, inputs)"
         ) from error
     return planner
-
-
-def _refuse_impossible_files(arguments: Namespace) -> None:
-    """Before the work, what would fail after it: a folder that is not there, a picture in no known format."""
-    for name in ("save", "timeline", "trace", "picture"):
-        path = Path(getattr(arguments, name, None) or ".")
-        if not path.absolute().parent.is_dir():
-            raise SettingsError(f"--{name} {path}: there is no folder {path.parent}")
-        if name in ("timeline", "picture") and path.name and path.suffix.lower() not in PICTURES:
-            raise SettingsError(f"--{name} {path}: a picture's name ends in {' or '.join(PICTURES)}")
 
 
 def _wrong_usage(arguments: Namespace, message: str) -> NoReturn:

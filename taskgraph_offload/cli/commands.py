@@ -7,8 +7,10 @@ from argparse import Namespace
 import taskgraph_offload as tgo
 from planner import Planner
 from planner.compare import everything, ranked
+from taskgraph_offload.budget import readable
+from taskgraph_offload.errors import BudgetError, SettingsError
 from taskgraph_offload.plan import Plan
-from taskgraph_offload.reports import Sweep
+from taskgraph_offload.reports import Comparison, Sweep
 from taskgraph_offload.timeline import Timeline
 
 from . import documents, pages
@@ -44,6 +46,7 @@ def compare(arguments: Namespace) -> Answer:
     return Answer(
         document=lambda: {**documents.of_circumstances(about), **budget, **documents.of_comparison(found)},
         show=lambda console: pages.show_comparison(console, about, found),
+        fault=_none_fits(found),
     )
 
 
@@ -61,6 +64,7 @@ def sweep(arguments: Namespace) -> Answer:
     return Answer(
         document=lambda: {**documents.of_circumstances(about), **documents.of_sweep(found)},
         show=lambda console: pages.show_sweep(console, about, found),
+        fault=_fits_nowhere(found),
     )
 
 
@@ -92,6 +96,22 @@ def write_files(arguments: Namespace, made: Plan, *timelines: Timeline) -> None:
         tgo.viz.save_timeline(arguments.timeline, *timelines)
     if arguments.trace:
         tgo.viz.save_trace(arguments.trace, *timelines)
+
+
+def _none_fits(found: Comparison) -> BudgetError | None:
+    """Where no strategy works: the one that needs least, and what it needs."""
+    if any(row["smallest_bytes"] is None for row in found.rows):
+        return None
+    frugal = min(found.rows, key=lambda row: int(row["smallest_bytes"]))
+    budget, least = frugal["budget_bytes"], frugal["smallest_bytes"]
+    needs = f'the smallest that works is "{least}B" ({readable(least)}), with {frugal["strategy"]}'
+    return BudgetError(f"a budget of {budget} bytes ({readable(budget)}) is too small for all of these: {needs}", least)
+
+
+def _fits_nowhere(found: Sweep) -> SettingsError | None:
+    if any(row["step_seconds"] is not None for row in found.rows):
+        return None
+    return SettingsError("no strategy fits into any of these budgets; without --budgets they begin where one does")
 
 
 def _about(planner: Planner, subject: Subject) -> documents.Circumstances:

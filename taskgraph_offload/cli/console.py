@@ -12,15 +12,19 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from taskgraph_offload.errors import OffloadError
+from taskgraph_offload.names import printable
+
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command found: as an object for scripts, and as a page for people."""
+    """What a command found: as an object for scripts, as a page for people; and the error to end with, if any."""
 
     document: Callable[[], Mapping[str, Any]]
     show: Callable[[Console], None]
+    fault: OffloadError | None = None
 
 
 def print_answer(answer: Answer, command: str, as_json: bool) -> None:
@@ -35,7 +39,7 @@ def print_answer(answer: Answer, command: str, as_json: bool) -> None:
 def working(on: str) -> Iterator[None]:
     """A line that says what takes so long, gone when it is done."""
     with _progress(SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()) as progress:
-        progress.add_task(on, total=None)
+        progress.add_task(printable(on), total=None)
         yield
 
 

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from taskgraph_offload.budget import readable, readable_seconds
 from taskgraph_offload.explain import facts
+from taskgraph_offload.names import printable, spoken
 from taskgraph_offload.plan import Plan
 from taskgraph_offload.reports import Comparison, Sweep, clock
 from taskgraph_offload.runtime.log import Stats
@@ -20,7 +21,7 @@ from taskgraph_offload.timeline import Span, Timeline
 
 from .documents import Circumstances
 from .strip import step_strip
-from .tables import ABSENT, Column, table_of
+from .tables import ABSENT, Column, print_table
 
 Row = Mapping[str, Any]
 
@@ -33,7 +34,7 @@ def show_facts(console: Console, pairs: Sequence[tuple[str, str]]) -> None:
     grid.add_column(no_wrap=True, style="bold", min_width=10)
     grid.add_column(overflow="fold")
     for label, text in pairs:
-        grid.add_row(label, Text(text, style="yellow" if label == "careful" else ""))
+        grid.add_row(label, Text(printable(text), style="yellow" if label == "careful" else ""))
     console.print(grid)
 
 
@@ -54,15 +55,15 @@ def show_grid(console: Console, plan: Plan) -> None:
     calls = timeline.lane("compute", last)
     seconds = clock([span.seconds for span in calls])
     columns: list[Column[Span]] = [
-        Column("call", lambda span: span.call),
+        Column("call", lambda span: spoken(span.call), words=True),
         Column("begins", lambda span: seconds(span.start - begin)),
         Column("takes", lambda span: seconds(span.seconds), 2),
         Column("waits", lambda span: seconds(waits[span.call]) if span.call in waits else ABSENT),
         Column("on device", lambda span: readable(_held(timeline, span)), 3),
-        Column("copied meanwhile", lambda span: _copied(timeline, span), 1, left=True),
+        Column("copied meanwhile", lambda span: _copied(timeline, span), 1, words=True),
     ]
     longest = max(waits.values(), default=0.0)
-    console.print(table_of(calls, columns, console, lambda span: span.call in waits and waits[span.call] == longest))
+    print_table(console, calls, columns, lambda span: span.call in waits and waits[span.call] == longest)
 
 
 def show_text(console: Console, plan: Plan) -> None:
@@ -86,18 +87,18 @@ def show_comparison(console: Console, about: Circumstances, comparison: Comparis
     console.print()
     seconds = clock(row["cold_seconds"] for row in rows)
     columns: list[Column[Row]] = [
-        Column("strategy", lambda row: str(row["strategy"])),
+        Column("strategy", lambda row: str(row["strategy"]), words=True),
         Column("step", lambda row: seconds(row["step_seconds"])),
         Column("/ bound", lambda row: _ratio(row["step_seconds"], row["bound_seconds"]), 2),
         Column("waits", lambda row: seconds(row["stall_seconds"]), 3),
         Column("hidden", lambda row: ABSENT if row["overlap"] is None else f"{row['overlap']:.0%}", 5),
         Column("first step", lambda row: seconds(row["cold_seconds"]), 6),
         Column("copied", lambda row: _bytes(row["streamed_bytes"]), 4),
-        Column("peak", _peak),
+        Column("peak", _peak, 1),
     ]
-    fastest = min((row["step_seconds"] for row in rows if row["step_seconds"] is not None), default=None)
-    best = next((row for row in rows if row["step_seconds"] == fastest), None)
-    console.print(table_of(rows, columns, console, lambda row: row is best, lambda row: row["step_seconds"] is None))
+    works = [row for row in rows if row["step_seconds"] is not None]
+    best = min(works, key=itemgetter("step_seconds"), default=None)
+    print_table(console, rows, columns, lambda row: row is best, lambda row: row["step_seconds"] is None)
 
 
 def show_sweep(console: Console, about: Circumstances, sweep: Sweep) -> None:
@@ -115,7 +116,7 @@ def show_sweep(console: Console, about: Circumstances, sweep: Sweep) -> None:
         Column("bound", lambda budget: seconds(bounds[budget]), others),
     ]
     enough = 0 if knee is None else int(knee["budget_bytes"])
-    console.print(table_of(sorted(bounds), columns, console, lambda budget: budget == enough))
+    print_table(console, sorted(bounds), columns, lambda budget: budget == enough)
     if enough:
         console.print()
         said = f"{readable(enough)} is enough: more memory makes {first} less than 5% faster."
@@ -139,10 +140,14 @@ def show_run(console: Console, plan: Plan, inputs: str, predicted: Timeline, mea
     ]
     rows += [(name, readable(one), readable(two), _ratio(two, one)) for name, one, two in sizes]
     rows.append(("copying hidden", f"{predicted.overlap:.0%}", f"{measured.overlap:.0%}", ABSENT))
-    heads = (f"of {measured.cycles} steps", "predicted", "measured", "ratio")
-    columns: list[Column[tuple[str, ...]]] = [Column(head, itemgetter(place)) for place, head in enumerate(heads)]
+    columns: list[Column[tuple[str, ...]]] = [
+        Column(f"of {measured.cycles} steps", itemgetter(0), words=True),
+        Column("predicted", itemgetter(1)),
+        Column("measured", itemgetter(2)),
+        Column("ratio", itemgetter(3), 1),
+    ]
     console.print()
-    console.print(table_of(rows, columns, console, lambda row: row[0] == "step"))
+    print_table(console, rows, columns, lambda row: row[0] == "step")
     if stats.divergences or stats.demand_loads:
         said = f"{stats.divergences} calls came unplanned, {stats.demand_loads} loads were on demand: another forward?"
         console.print(Text(said, style="yellow"))
@@ -173,7 +178,7 @@ def _held(timeline: Timeline, span: Span) -> int:
 def _copied(timeline: Timeline, span: Span) -> str:
     """The copies that run while a call does, without their lane: nearly all of them come to the device."""
     copies = [other for other in timeline.spans if other.lane != "compute"]
-    names = [copy.name for copy in copies if copy.start < span.stop and span.start < copy.stop]
+    names = [spoken(copy.name) for copy in copies if copy.start < span.stop and span.start < copy.stop]
     return ABSENT if not names else names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 

@@ -1,81 +1,126 @@
-"""Tables that fit the terminal: aligned columns of which the least important ones go first where there is no room."""
+"""Tables that fit the terminal: where there is no room columns are left out and words shortened; figures stay whole."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
-from rich.box import Box
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
+
+from taskgraph_offload.names import printable
 
 Row = TypeVar("Row")
 
 GAP = 2  # characters between columns
+ENOUGH = 30  # characters of words: longer ones are shortened before a column is left out for them
+LEAST = 5  # of these, at least so many are shown
 ABSENT = "-"
-
-_NOTHING = "    \n"
-_LINES = Box(2 * _NOTHING + " ── \n" + 5 * _NOTHING)  # one line under the heads
-_ASCII_LINES = Box(2 * _NOTHING + " -- \n" + 5 * _NOTHING, ascii=True)
 
 
 @dataclass(frozen=True)
 class Column(Generic[Row]):
-    """A head and what it shows of a row; the more `spare` it is, the earlier it goes, and 0 never."""
+    """A head and what it shows of a row; the more `spare` it is, the earlier it goes, and 0 never.
+
+    Figures stand on the right; `words` stand on the left, and may be shortened.
+    """
 
     head: str
     show: Callable[[Row], str]
     spare: int = 0
-    left: bool = False
+    words: bool = False
 
 
-def table_of(
+@dataclass(frozen=True)
+class Cells:
+    """A column with all its texts, the head first; widths are in characters of the terminal."""
+
+    texts: Sequence[str]
+    spare: int
+    words: bool
+
+    @property
+    def width(self) -> int:
+        """What the widest text takes."""
+        return max(map(cell_len, self.texts))
+
+    @property
+    def least(self) -> int:
+        """What the column must have to be worth its place."""
+        return min(self.width, ENOUGH) if self.words else self.width
+
+
+def print_table(
+    console: Console,
     rows: Sequence[Row],
     columns: Sequence[Column[Row]],
-    console: Console,
     marked: Callable[[Row], bool],
     faint: Callable[[Row], bool] = lambda row: False,
-) -> Table:
-    """A table with a mark before some rows, and with as many columns as there is room for."""
-    kept = fitting(rows, columns, console.width)
-    ascii_only = console.options.ascii_only
-    table = Table(
-        box=_ASCII_LINES if ascii_only else _LINES,
-        safe_box=False,
-        pad_edge=False,
-        padding=(0, GAP - 1, 0, 0),
-        show_edge=False,
-        header_style="bold",
-    )
-    table.add_column("")
-    for index, column in enumerate(kept):
-        table.add_column(
-            column.head, justify="left" if column.left or not index else "right", no_wrap=True, overflow="ellipsis"
-        )
-    mark = ">" if ascii_only else "▸"
-    for row in rows:
-        style = "bold green" if marked(row) else "dim" if faint(row) else None
-        cells = [Text(column.show(row)) for column in kept]
-        table.add_row(mark if marked(row) else " ", *cells, style=style)
-    return table
+) -> None:
+    """Print a table with a mark before some rows, and with as many columns as there is room for.
 
-
-def fitting(rows: Sequence[Row], columns: Sequence[Column[Row]], width: int) -> list[Column[Row]]:
-    """The columns that fit beside each other, the least important ones left out.
-
-    >>> columns = [Column("name", str), Column("twice", lambda row: str(2 * row), 1)]
-    >>> [column.head for column in fitting([1, 2], columns, 13)]
-    ['name']
+    A terminal that is too narrow even for the figures breaks the lines.
     """
-    kept = list(columns)
-    while _width(rows, kept) > width and any(column.spare for column in kept):
-        kept.remove(max(kept, key=lambda column: column.spare))
-    return kept
+    mark, line, dots = (">", "-", "...") if console.options.ascii_only else ("▸", "─", "…")
+    kept = fitting([_filled(column, rows) for column in columns], console.width - 1 - GAP)
+    widths = shared(kept, console.width - 1 - GAP)
+    heads, *lines = (
+        [_cell(cells.texts[place], width, cells.words, dots) for cells, width in zip(kept, widths, strict=True)]
+        for place in range(1 + len(rows))
+    )
+    table = [_line(" ", heads, "bold"), Text(line * (1 + sum(GAP + width for width in widths)))]
+    for row, texts in zip(rows, lines, strict=True):
+        style = "bold green" if marked(row) else "dim" if faint(row) else ""
+        table.append(_line(mark if marked(row) else " ", texts, style))
+    console.print(Text("\n").join(table), soft_wrap=True)
 
 
-def _width(rows: Sequence[Any], columns: Sequence[Column[Any]]) -> int:
-    mark = 1 + GAP
-    widths = [max([len(column.head), *(len(column.show(row)) for row in rows)]) for column in columns]
-    return mark + sum(width + GAP for width in widths)
+def fitting(columns: Sequence[Cells], room: int) -> list[Cells]:
+    """The columns that fit beside each other, found from the most important one on."""
+    kept = list[Cells]()
+    for column in sorted(columns, key=lambda column: column.spare):
+        if not column.spare or sum(GAP + other.least for other in (*kept, column)) - GAP <= room:
+            kept.append(column)
+    return [column for column in columns if column in kept]
+
+
+def shared(columns: Sequence[Cells], room: int) -> list[int]:
+    """The width of each column: figures have what they need, words share the rest, the first ones first.
+
+    >>> shared([Cells(["w" * 40], 0, words=True), Cells(["12 ms"], 0, words=False)], 40)
+    [33, 5]
+    """
+    left = room + GAP - sum(GAP + column.least for column in columns)
+    widths = []
+    for column in columns:
+        least = min(column.width, LEAST) if column.words else column.width
+        widths.append(max(least, min(column.width, column.least + left)))
+        left -= widths[-1] - column.least
+    return widths
+
+
+def shortened(text: str, width: int, dots: str = "…") -> str:
+    """A text cut in its middle, where there is no room for all of it: names of blocks differ at their ends.
+
+    >>> shortened("transformer_blocks.10", 12), shortened("blocks.3", 12)
+    ('trans…cks.10', 'blocks.3')
+    """
+    if cell_len(text) <= width:
+        return text
+    tail = (width - len(dots) + 1) // 2
+    return set_cell_size(text, width - len(dots) - tail) + dots + set_cell_size(text[::-1], tail)[::-1]
+
+
+def _filled(column: Column[Row], rows: Sequence[Row]) -> Cells:
+    return Cells([column.head, *(printable(column.show(row)) for row in rows)], column.spare, column.words)
+
+
+def _cell(text: str, width: int, words: bool, dots: str) -> str:
+    """A text in its column."""
+    return set_cell_size(shortened(text, width, dots), width) if words else " " * (width - cell_len(text)) + text
+
+
+def _line(mark: str, texts: Sequence[str], style: str) -> Text:
+    return Text((" " * GAP).join([mark, *texts]).rstrip(), style)
