@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from statistics import median
 
 from taskgraph_offload.errors import SettingsError
 from taskgraph_offload.machine import Machine
@@ -38,18 +37,24 @@ def measured_machine(machine: Machine, timeline: Timeline) -> Machine:
 
 
 def measured_seconds(timeline: Timeline, names: set[str]) -> dict[str, float]:
-    """The median over the cycles of what each call took, parts of a call added up; the cold cycle only if alone."""
+    """What each call took in the quickest cycle, of those that skipped least; the cold cycle only if alone.
+
+    The quickest, because whatever else the machine does makes a cycle longer. One cycle for all calls, because the best
+    of each call would add up to a step that no cycle reaches.
+    """
     cycles = range(1 if timeline.starts_cold and timeline.cycles > 1 else 0, timeline.cycles)
-    taken: dict[str, list[float]] = {}
-    for cycle in cycles:
-        of_cycle: dict[str, float] = {}
-        for span in timeline.lane("compute", cycle):
-            name = span.call if span.call in names else span.call.rpartition("/")[0]
-            if name in names:
-                of_cycle[name] = of_cycle.get(name, 0.0) + span.seconds
-        for name, seconds in of_cycle.items():
-            taken.setdefault(name, []).append(seconds)
-    return {name: median(seconds) for name, seconds in taken.items()}
+    measured = [_seconds_of_cycle(timeline, cycle, names) for cycle in cycles]
+    return min(measured, key=lambda seconds: (-len(seconds), sum(seconds.values())), default={})
+
+
+def _seconds_of_cycle(timeline: Timeline, cycle: int, names: set[str]) -> dict[str, float]:
+    """What each call took in a cycle, parts of a call added up."""
+    taken: dict[str, float] = {}
+    for span in timeline.lane("compute", cycle):
+        name = span.call if span.call in names else span.call.rpartition("/")[0]
+        if name in names:
+            taken[name] = taken.get(name, 0.0) + span.seconds
+    return taken
 
 
 def _with_seconds(call: Call, machine: Machine, seconds: float) -> Call:

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from taskgraph_offload.budget import GIB, Budget, parse_budget
-from taskgraph_offload.errors import SettingsError
+from taskgraph_offload.errors import SettingsError, shown
 from taskgraph_offload.machine import Machine
 from taskgraph_offload.plan import Outlook, Plan, aligned
 from taskgraph_offload.reports import Comparison, Sweep
@@ -192,5 +192,5 @@ def parse_margin(value: float | str) -> Budget:
         return parse_budget(value)
     except SettingsError:
         raise SettingsError(
-            f"margin {value!r} is no amount of memory; write it like a budget: '200MiB', or 0"
+            f"margin {shown(value)} is no amount of memory; write it like a budget: '200MiB', or 0"
         ) from None

@@ -14,18 +14,20 @@ components:               # of a pipeline: what is said here wins for the compon
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
 from taskgraph_offload.budget import parse_budget
-from taskgraph_offload.errors import SettingsError
+from taskgraph_offload.errors import SettingsError, shown
 from taskgraph_offload.machine import Machine
 
 from . import strategies
+from .options import options_of
 from .planner import parse_margin
-from .strict_yaml import Node, Scalar, read_strictly, refusal, shown
+from .strict_yaml import Node, Refusal, Scalar, read_strictly
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,11 @@ def read_settings(path: str | os.PathLike[str], component: str | None = None) ->
         if component not in components:
             raise SettingsError(f"no component {component!r}; there are {', '.join(components) or 'none'}")
         return components[component]
+    except Refusal as error:
+        accepted = ", ".join(_accepted_keys(error.inside))
+        raise SettingsError(f"settings file {os.fspath(path)}: {error}; accepted keys are {accepted}") from None
     except SettingsError as error:
-        accepted = "" if "accepted keys" in str(error) else f"; accepted keys are {', '.join(ACCEPTED)}"
-        raise SettingsError(f"settings file {os.fspath(path)}: {error}{accepted}") from None
+        raise SettingsError(f"settings file {os.fspath(path)}: {error}") from None
 
 
 def _settings(content: Node) -> tuple[Settings, dict[str, Settings]]:
@@ -91,15 +95,15 @@ def _over(base: Settings, node: Node) -> Settings:
     if values.get("strategy", base.strategy) != base.strategy:
         base = replace(base, options={})
     settings = replace(base, **values)
-    for option in values.get("options", ()):
-        _located(node.value["options"].value[option], strategies.check_options, settings.strategy, [option])
+    for option, value in values.get("options", {}).items():
+        _located(node.value["options"].value[option], strategies.check_options, settings.strategy, {option: value})
     return settings
 
 
-def _check_keys(node: Node, accepted: tuple[str, ...], inside: str = "") -> None:
+def _check_keys(node: Node, accepted: Sequence[str], of: str = "") -> None:
     for key, entry in node.value.items():
         if key not in accepted:
-            raise refusal(entry.line, f"unknown key {shown(key)}{inside}; accepted keys are {', '.join(accepted)}")
+            raise entry.refusal(f"unknown key {shown(key)}{of}")
 
 
 def _located(node: Node, check: Callable[..., Any], *arguments: Any) -> Any:
@@ -107,14 +111,14 @@ def _located(node: Node, check: Callable[..., Any], *arguments: Any) -> Any:
     try:
         return check(*arguments)
     except SettingsError as error:
-        raise refusal(node.line, str(error)) from None
+        raise node.refusal(str(error)) from None
 
 
 def _expect(node: Node, what: str, *types: type) -> Any:
     """The node's value, if it has one of these types exactly: true is no number."""
     if type(node.value) not in types:
         got = shown(node.value) if isinstance(node.value, str | int | float) else node.kind
-        raise refusal(node.line, f"{what}, not {got}")
+        raise node.refusal(f"{what}, not {got}")
     return node.value
 
 
@@ -133,10 +137,16 @@ def _margin(node: Node) -> float | str:
 def _machine(node: Node) -> Machine:
     if not isinstance(node.value, dict):
         name = _expect(node, "machine is the name of a preset, or a mapping", str)
-        return _located(node, Machine.preset, name)  # type: ignore[no-any-return]
-    _check_keys(node, tuple(entry.name for entry in fields(Machine)), " of machine")
+        if name not in Machine.presets():
+            raise node.refusal(f"unknown machine {shown(name)}; known are {', '.join(Machine.presets())}, or a mapping")
+        return Machine.preset(name)
+    _check_keys(node, OF_MACHINE, " of machine")
     rates = {key: _single(entry, f"{key} of machine") for key, entry in node.value.items()}
-    return _located(node, Machine.from_dict, rates)  # type: ignore[no-any-return]
+    sound = Machine.preset("cpu").to_dict() | {"name": str(rates.get("name"))}
+    for key, entry in node.value.items():  # one at a time, so that a complaint has the line of the rate that is wrong
+        _located(entry, Machine.from_dict, sound | {key: rates[key]})
+    inside = replace(node, inside=("machine",))  # where a key may be missing
+    return _located(inside, Machine.from_dict, rates)  # type: ignore[no-any-return]
 
 
 def _strategy(node: Node) -> str:
@@ -157,13 +167,16 @@ def _single(node: Node, what: str) -> Scalar:
 
 def _blocks(node: Node) -> tuple[str, ...]:
     items = _expect(node, "blocks is a list of name patterns, as ['blocks.*']", list)
+    if not items:
+        raise node.refusal("blocks is a list of at least one name pattern, as ['blocks.*'], not an empty one")
     return tuple(_expect(item, "a pattern of blocks is a text", str) for item in items)
 
 
 def _entry(node: Node) -> str:
-    name: str = _expect(node, "entry is the name of a method", str)
-    if not name.isidentifier():
-        raise refusal(node.line, f"entry is the name of a method, not {shown(name)}")
+    what = "entry is the name of a method, as decode"
+    name: str = _expect(node, what, str)
+    if not name.isidentifier() or iskeyword(name) or name.startswith("__"):
+        raise node.refusal(f"{what}, not {shown(name)}")
     return name
 
 
@@ -178,3 +191,18 @@ _READERS: dict[str, Callable[[Node], Any]] = {
 }
 ACCEPTED = (*_READERS, "components")
 OF_COMPONENT = ("strategy", "options", "blocks", "entry")  # budget and machine are shared by all
+OF_MACHINE = tuple(entry.name for entry in fields(Machine))
+
+
+def _accepted_keys(inside: tuple[str, ...]) -> Sequence[str]:
+    """The keys of the innermost mapping with keys of its own that one is in, inside these keys."""
+    match inside:
+        case ("machine", *_):
+            return OF_MACHINE
+        case ("options", *_) | ("components", _, "options", *_):
+            known = {name: ", ".join(options_of(strategies.find(name))) for name in strategies.names()}
+            return [f"{options} (of {name})" for name, options in known.items() if options]
+        case ("components", *_):
+            return OF_COMPONENT
+        case _:
+            return ACCEPTED

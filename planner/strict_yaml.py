@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import yaml
 
-from taskgraph_offload.errors import SettingsError
+from taskgraph_offload.errors import SettingsError, shown
 
 Scalar: TypeAlias = str | int | float | bool | None
 
@@ -31,18 +31,35 @@ _WORDS: dict[str, Scalar] = {"": None, "~": None, "null": None, "true": True, "f
 _NO_TEXT = re.compile(r"[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
 
 
+class Refusal(SettingsError):
+    """What is wrong in one line of a file. `inside` are the keys that lead to it, with "-" for a list."""
+
+    def __init__(self, line: int, problem: str, inside: Sequence[str] = ()) -> None:
+        super().__init__(f"line {line}: {problem}")
+        self.inside = tuple(inside)
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A value of the file: a scalar, a list of nodes or a dict of nodes by key; and the line where it begins."""
+    """A value of the file: a scalar, a list of nodes or a dict of nodes by key. The line where it begins, inside what.
+
+    >>> parse_strictly("machine: {name: mine}").value["machine"].value
+    {'name': Node(value='mine', line=1, inside=('machine',))}
+    """
 
     value: Any
     line: int
+    inside: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:
         """What it is, in a word."""
         kinds = {dict: "a mapping", list: "a list", bool: "true or false", type(None): "nothing", str: "a text"}
         return kinds.get(type(self.value), "a number")
+
+    def refusal(self, problem: str) -> Refusal:
+        """The error about it."""
+        return Refusal(self.line, problem, self.inside)
 
 
 def read_strictly(path: Path) -> Node:
@@ -54,15 +71,16 @@ def parse_strictly(text: str) -> Node:
     """The same for a text.
 
     >>> parse_strictly("budget: 12GiB").value
-    {'budget': Node(value='12GiB', line=1)}
+    {'budget': Node(value='12GiB', line=1, inside=())}
     """
     if stray := _NO_TEXT.search(text):
         line = text.count("\n", 0, stray.start()) + 1
-        raise refusal(line, f"the character {stray[0]!r} has no place in a text file")
+        raise Refusal(line, f"the character {stray[0]!r} has no place in a text file")
+    reader = _Reader(yaml.parse(text, Loader=yaml.SafeLoader))
     try:
-        return _Reader(yaml.parse(text, Loader=yaml.SafeLoader)).document()
+        return reader.document()
     except yaml.YAMLError as error:
-        raise _unreadable(error) from None
+        raise _unreadable(error, reader.inside) from None
 
 
 def scalar(text: str) -> Scalar:
@@ -78,21 +96,6 @@ def scalar(text: str) -> Scalar:
     return float(text) if _NUMBER.fullmatch(text) and math.isfinite(float(text)) else text
 
 
-def refusal(line: int, problem: str) -> SettingsError:
-    """The error about one line."""
-    return SettingsError(f"line {line}: {problem}")
-
-
-def shown(value: object) -> str:
-    """A value as an error quotes it: on one line, and short.
-
-    >>> shown("spread"), len(shown("x" * 1000))
-    ("'spread'", 45)
-    """
-    text = repr(value)
-    return text if len(text) <= 45 else f"{text[:20]}...{text[-22:]}"
-
-
 def _text_of(path: Path) -> str:
     """The text of a file, if it is a small one."""
     try:
@@ -101,87 +104,105 @@ def _text_of(path: Path) -> str:
         with path.open("rb") as file:
             content = file.read(LARGEST_FILE + 1)
         if len(content) > LARGEST_FILE:
-            raise refusal(content.count(b"\n") + 1, f"the file is larger than {LARGEST_FILE // 2**10} KiB")
+            raise Refusal(content.count(b"\n") + 1, f"the file is larger than {LARGEST_FILE // 2**10} KiB")
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise refusal(content.count(b"\n", 0, error.start) + 1, "this is not UTF-8 text") from None
+        raise Refusal(content.count(b"\n", 0, error.start) + 1, "this is not UTF-8 text") from None
     except (OSError, ValueError) as error:
         if isinstance(error, SettingsError):
             raise
         raise SettingsError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _unreadable(error: yaml.YAMLError) -> SettingsError:
+def _unreadable(error: yaml.YAMLError, inside: Sequence[str]) -> Refusal:
     """What the YAML parser did not like, on one line."""
     mark = getattr(error, "problem_mark", None)
     problem = " ".join(str(getattr(error, "problem", None) or "it cannot be read").split())
-    return refusal(mark.line + 1 if mark else 1, f"not YAML: {problem[:100]}")
+    return Refusal(mark.line + 1 if mark else 1, f"not YAML: {problem[:100]}", inside)
 
 
 class _Reader:
-    """Turns the parser's events into nodes, and refuses at the first one that a settings file has no use for."""
+    """Turns the parser's events into nodes, and refuses at the first one that a settings file has no use for.
+
+    `inside` are the keys that lead to where it reads; after an error, to where that was.
+    """
 
     def __init__(self, events: Iterator[Any]) -> None:
         self.events = events
+        self.inside: list[str] = []
 
     def document(self) -> Node:
         """The one document of the file."""
         next(self.events)  # the stream begins
         if isinstance(next(self.events), yaml.StreamEndEvent):
-            raise refusal(1, "the file holds nothing")
-        node = self.node(next(self.events), 1)
+            raise Refusal(1, "the file holds nothing")
+        node = self.node(next(self.events))
         next(self.events)  # the document ends
         if not isinstance(event := next(self.events), yaml.StreamEndEvent):
-            raise refusal(_line(event), "a second document begins; a file holds one")
+            raise self.refusal(event, "a second document begins; a file holds one")
         if not isinstance(node.value, dict):
-            raise refusal(node.line, f"the file must be a mapping of keys to values, not {node.kind}")
+            raise node.refusal(f"the file must be a mapping of keys to values, not {node.kind}")
         return node
 
-    def node(self, event: Any, depth: int) -> Node:
-        """The value that begins with this event."""
-        line = _line(event)
-        if isinstance(event, yaml.AliasEvent):
-            raise refusal(line, f"the alias *{str(event.anchor)[:40]} is refused: write the value out")
-        if event.anchor is not None:
-            raise refusal(line, f"the anchor &{event.anchor[:40]} is refused: write the value out where it is needed")
-        if event.tag is not None:
-            raise refusal(line, f"the tag {shown(event.tag)} is refused: values are plain")
-        if isinstance(event, yaml.ScalarEvent):
-            return self.scalar(event, line)
-        if depth > DEEPEST:
-            raise refusal(line, f"more than {DEEPEST} mappings and lists inside one another")
-        collect = self.mapping if isinstance(event, yaml.MappingStartEvent) else self.list
-        return Node(collect(depth), line)
+    def refusal(self, event: Any, problem: str) -> Refusal:
+        """The error about what was just read."""
+        return Refusal(_line(event), problem, self.inside)
 
-    def scalar(self, event: Any, line: int) -> Node:
+    def node(self, event: Any) -> Node:
+        """The value that begins with this event."""
+        if isinstance(event, yaml.AliasEvent):
+            raise self.refusal(event, f"the alias *{str(event.anchor)[:40]} is refused: write the value out")
+        if event.anchor is not None:
+            raise self.refusal(
+                event, f"the anchor &{event.anchor[:40]} is refused: write the value out where it is needed"
+            )
+        if event.tag is not None:
+            raise self.refusal(event, f"the tag {shown(event.tag)} is refused: values are plain")
+        if isinstance(event, yaml.ScalarEvent):
+            return Node(self.scalar(event), _line(event), tuple(self.inside))
+        if len(self.inside) == DEEPEST:
+            raise self.refusal(event, f"more than {DEEPEST} mappings and lists inside one another")
+        content = self.mapping() if isinstance(event, yaml.MappingStartEvent) else self.list()
+        return Node(content, _line(event), tuple(self.inside))
+
+    def scalar(self, event: Any) -> Scalar:
         """A single value; in quotes, it is a text."""
         if len(event.value) > LONGEST_VALUE:
-            raise refusal(line, f"a value of {len(event.value)} characters; at most {LONGEST_VALUE} are read")
-        return Node(scalar(event.value) if event.implicit[0] else event.value, line)
+            raise self.refusal(event, f"a value of {len(event.value)} characters; at most {LONGEST_VALUE} are read")
+        return scalar(event.value) if event.implicit[0] else str(event.value)
 
-    def list(self, depth: int) -> list[Node]:
+    def list(self) -> list[Node]:
         """The items up to the end of this list."""
         items: list[Node] = []
         while not isinstance(event := next(self.events), yaml.SequenceEndEvent):
-            items.append(self.node(event, depth + 1))
+            items.append(self.node_inside("-", event))
         return items
 
-    def mapping(self, depth: int) -> dict[str, Node]:
+    def mapping(self) -> dict[str, Node]:
         """The values by key up to the end of this mapping; a node's line is that of its key."""
         entries: dict[str, Node] = {}
         while not isinstance(event := next(self.events), yaml.MappingEndEvent):
-            key = self.key(event, depth)
+            key = self.key(event)
             if key in entries:
-                raise refusal(_line(event), f"the key {shown(key)} comes twice, first in line {entries[key].line}")
-            entries[key] = Node(self.node(next(self.events), depth + 1).value, _line(event))
+                first = entries[key].line
+                raise self.refusal(event, f"the key {shown(key)} comes twice, first in line {first}")
+            node = self.node_inside(key, next(self.events))
+            entries[key] = Node(node.value, _line(event), tuple(self.inside))
         return entries
 
-    def key(self, event: Any, depth: int) -> str:
+    def key(self, event: Any) -> str:
         """A key is a single plain word."""
         if isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent):
-            raise refusal(_line(event), "a key is a single word")
-        self.node(event, depth)
+            raise self.refusal(event, "a key is a single word")
+        self.node(event)
         return str(event.value)
+
+    def node_inside(self, key: str, event: Any) -> Node:
+        """The value that begins with this event, and stands inside a key or a list."""
+        self.inside.append(key)
+        node = self.node(event)
+        self.inside.pop()
+        return node
 
 
 def _line(event: Any) -> int:

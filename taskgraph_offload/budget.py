@@ -7,10 +7,10 @@ import re
 from dataclasses import dataclass
 from numbers import Real
 
-from .errors import SettingsError
+from .errors import SettingsError, shown
 
 GIB = 2**30
-MOST = 2**60  # bytes
+MOST = 2**60  # bytes: 1 EiB
 _UNITS = {
     "b": 1,
     "kib": 2**10,
@@ -22,7 +22,8 @@ _UNITS = {
     "gb": 10**9,
     "tb": 10**12,
 }
-_ADVICE = "give GiB as a number, or a text like '12GiB', '800MiB', '123456B' or '30%' of the weights"
+_POSSIBLE = "more than zero, and at most 1 EiB"
+_ADVICE = "give GiB as a number, or '800MiB', '123456B', or '30%' of the weights"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,21 +47,19 @@ def parse_budget(value: float | str) -> Budget:
     if isinstance(value, str):
         return _parse_text(value)
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise SettingsError(f"budget {value!r} is no amount of memory; {_ADVICE}")
+        raise SettingsError(f"budget {shown(value)} is no amount of memory; {_ADVICE}")
     if not 0 < value <= MOST / GIB:
-        raise SettingsError(
-            f"budget {value!r} must be more than zero, and an amount that a machine can have; {_ADVICE}"
-        )
+        raise SettingsError(f"budget {shown(value)} must be {_POSSIBLE}; {_ADVICE}")
     return Budget(nbytes=int(value * GIB))
 
 
 def _parse_text(text: str) -> Budget:
     found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]+|%)?\s*", text)
     if found is None or (found[2] or "GiB").lower() not in (*_UNITS, "%"):
-        raise SettingsError(f"cannot read the budget {text!r}; {_ADVICE}")
+        raise SettingsError(f"cannot read the budget {shown(text)}; {_ADVICE}")
     number, unit = float(found[1]), (found[2] or "GiB").lower()
     if not 0 < number * _UNITS.get(unit, 1) <= MOST:
-        raise SettingsError(f"budget {text!r} must be more than zero, and an amount that a machine can have; {_ADVICE}")
+        raise SettingsError(f"budget {shown(text)} must be {_POSSIBLE}; {_ADVICE}")
     if unit == "%":
         return Budget(share=number / 100)
     return Budget(nbytes=int(found[1]) if unit == "b" and found[1].isdigit() else int(number * _UNITS[unit]))

@@ -37,3 +37,13 @@ class SettingsError(OffloadError, ValueError):
 
 class ExecutionError(OffloadError, RuntimeError):
     """An attached model was used in a way that could not give a right answer."""
+
+
+def shown(value: object) -> str:
+    """A value as an error quotes it: on one line, and short.
+
+    >>> shown("spread"), len(shown("x" * 1000))
+    ("'spread'", 30)
+    """
+    text = repr(value)
+    return text if len(text) <= 30 else f"{text[:13]}...{text[-14:]}"

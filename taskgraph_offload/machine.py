@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .errors import SettingsError
+from .errors import SettingsError, shown
 from .graph import Lane
 
 SHARED = ", memory shared with the CPU"  # at the end of what the name of such a GPU says in brackets
@@ -41,14 +41,14 @@ class Machine:
     def __post_init__(self) -> None:
         """Refuse rates that would make a prediction meaningless."""
         if not isinstance(self.name, str):
-            raise SettingsError(f"machine: name is {self.name!r}, it must be a text")
+            raise SettingsError(f"machine: name is {shown(self.name)}, it must be a text")
         for key in _NUMBERS:
             value = getattr(self, key)
             if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
-                raise SettingsError(f"machine {self.name!r}: {key} is {value!r}, it must be a finite number")
+                raise SettingsError(f"machine {shown(self.name)}: {key} is {shown(value)}, it must be a finite number")
             if value < 0 or (value == 0 and key != "latency_seconds"):
                 allowed = "zero or more" if key == "latency_seconds" else "more than zero"
-                raise SettingsError(f"machine {self.name!r}: {key} is {value!r}, it must be {allowed}")
+                raise SettingsError(f"machine {shown(self.name)}: {key} is {shown(value)}, it must be {allowed}")
 
     @staticmethod
     def preset(name: str) -> Machine:
@@ -59,7 +59,7 @@ class Machine:
         """
         if name not in _PRESETS:
             raise SettingsError(
-                f"unknown machine {name!r}; known are {', '.join(_PRESETS)}. "
+                f"unknown machine {shown(name)}; known are {', '.join(_PRESETS)}. "
                 f"Machine.measure() measures the one at hand, Machine(...) takes its rates as numbers"
             )
         return _PRESETS[name]
@@ -84,7 +84,9 @@ class Machine:
             return Machine.preset(value)
         if value is None:
             return _measured_once(torch.cuda.current_device()) if torch.cuda.is_available() else Machine.preset("cpu")
-        raise SettingsError(f"machine is {value!r}; give a Machine, the name of a preset, or None for this machine")
+        raise SettingsError(
+            f"machine is {shown(value)}; give a Machine, the name of a preset, or None for this machine"
+        )
 
     @staticmethod
     def measure(device: str | torch.device = "cuda") -> Machine:

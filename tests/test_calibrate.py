@@ -26,6 +26,32 @@ def test_a_wrong_guess_is_mended_by_what_was_measured():
     assert plan.predict(5).step_seconds != pytest.approx(happened.step_seconds, rel=0.1)
 
 
+SECONDS = [1e-3 + i * 1e-4 for i in range(8)]
+
+
+def calibrated(happens):
+    """The seconds of the calls, after six cycles in which something happens to each call."""
+    plan = tgo.Planner.for_trace(trace_of([BYTES] * 8, SECONDS), "4MiB", strategy="layerwise", machine=SLOW_LINK).plan()
+    timeline = plan.predict(6)
+    spans = (happens(span) if span.lane == "compute" else span for span in timeline.spans)
+    measured = replace(timeline, source="measured", spans=tuple(span for span in spans if span is not None))
+    guess = tgo.Planner.for_trace(trace_of([BYTES] * 8, 5e-3), "4MiB", strategy="layerwise", machine=SLOW_LINK)
+    return [call.cost(SLOW_LINK) for call in guess.calibrate(measured).trace.calls]
+
+
+def test_what_else_the_machine_does_makes_no_prediction_longer():
+    """A quarter more for every call in four of five steady cycles. The cold cycle is not one of them."""
+    more = {0: -0.5, 3: 0.0}
+    assert calibrated(
+        lambda span: replace(span, stop=span.stop + more.get(span.cycle, 0.25) * span.seconds)
+    ) == pytest.approx(SECONDS)
+
+
+def test_a_cycle_that_skips_calls_is_not_the_quickest():
+    """As step caches do, here in four of five steady cycles."""
+    assert calibrated(lambda span: span if span.cycle == 4 or span.call in "abc" else None) == pytest.approx(SECONDS)
+
+
 def test_the_old_plan_stays_where_a_new_one_predicts_no_better():
     planner = tgo.Planner.for_trace(trace_of([BYTES] * 8, 1e-3), "4MiB", strategy="layerwise", machine=SLOW_LINK)
     plan = planner.plan()

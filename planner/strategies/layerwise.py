@@ -20,11 +20,11 @@ Two details of real systems that cost a little, and are kept:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
-from taskgraph_offload.errors import SettingsError
 from taskgraph_offload.graph import Task
 
+from ..options import Range
 from ..problem import Problem
 from ..schedule import Infeasible, Schedule
 
@@ -32,10 +32,13 @@ Residents = Literal["leading", "spread"]
 
 
 def schedule(
-    problem: Problem, *, prefetch: int = 1, ratio: float | None = None, residents: Residents | None = None
+    problem: Problem,
+    *,
+    prefetch: Annotated[int, Range(0)] = 1,
+    ratio: Annotated[float, Range(0, 1)] | None = None,
+    residents: Residents | None = None,
 ) -> Schedule:
     """Stream blocks `prefetch` ahead; keep those that `ratio`, or the budget, lets stay."""
-    _check(prefetch, ratio, residents)
     blocks = [index for index in range(len(problem.needs)) if _streamed_by(problem, index)]
     smallest: list[int] = []
     for count in _counts(len(blocks), ratio, residents):
@@ -119,12 +122,3 @@ def _order(problem: Problem, streaming: Sequence[int], gates: Sequence[int], wra
         steady += [compute, *behind.get(index, ())]
     streamed = {name for index in streaming for name in _streamed_by(problem, index)}
     return Schedule(problem.groups, frozenset(set(problem.groups) - streamed), tuple(steady))
-
-
-def _check(prefetch: int, ratio: float | None, residents: str | None) -> None:
-    if not isinstance(prefetch, int) or isinstance(prefetch, bool) or prefetch < 0:
-        raise SettingsError(f"prefetch is a number of blocks, 0 or more, not {prefetch!r}")
-    if ratio is not None and not (isinstance(ratio, int | float) and 0 <= ratio <= 1):
-        raise SettingsError(f"ratio is the share of blocks that stream, from 0 to 1, not {ratio!r}")
-    if residents not in (None, "leading", "spread"):
-        raise SettingsError(f"residents is 'leading' or 'spread', not {residents!r}")

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from taskgraph_offload.errors import SettingsError
 from taskgraph_offload.graph import Task
 
 from ..problem import Problem
@@ -22,8 +21,6 @@ from ..schedule import Schedule
 
 def schedule(problem: Problem, *, writeback: bool = False) -> Schedule:
     """Bring a component whole when its first call comes, drop it when the next component's does."""
-    if not isinstance(writeback, bool):
-        raise SettingsError(f"writeback is True or False, not {writeback!r}")
     runs = [list(run) for _, run in groupby(range(len(problem.needs)), lambda i: problem.trace.calls[i].component)]
     if len(runs) == 1:
         return Schedule(problem.groups, frozenset(problem.groups), problem.computes, loads_first=True)
