@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,12 +11,15 @@ from taskgraph_offload.budget import readable
 from taskgraph_offload.errors import BudgetError
 from taskgraph_offload.machine import Machine
 from taskgraph_offload.plan import Bound, Bundle, Plan, aligned, span_bytes
+from taskgraph_offload.simulate import SETTLED
 from taskgraph_offload.trace import Trace
 
 from . import strategies
 from .bounds import bound
 from .cold import cold_cycle
+from .gaps import fill_gaps
 from .problem import FIXED, Problem
+from .rivals import CLOSE, RIVALS, best_of
 from .schedule import Infeasible, Schedule
 from .seats import arena_bytes, place
 
@@ -44,9 +48,19 @@ class Request:
 def make_plan(request: Request, budget_bytes: int) -> Plan:
     """Plan within a budget and prove the plan, or raise `BudgetError`."""
     least = bound(request.trace, budget_bytes - request.margin_bytes, request.machine)
-    plan = replace(draft(request, budget_bytes), bound=least)
+    plan = draft(request, budget_bytes)
+    if request.strategy == "auto" and plan.predict(SETTLED).step_seconds > least.step_seconds * CLOSE:
+        plan = best_of(plan, _rivals(request, budget_bytes))
+    plan = replace(plan, bound=least)
     plan.verify()
     return plan
+
+
+def _rivals(request: Request, budget_bytes: int) -> Iterator[Plan]:
+    """What other strategies would do, those that can."""
+    for strategy, options in RIVALS:
+        with suppress(BudgetError):
+            yield draft(replace(request, strategy=strategy, options=options), budget_bytes)
 
 
 def draft(request: Request, budget_bytes: int) -> Plan:
@@ -55,7 +69,8 @@ def draft(request: Request, budget_bytes: int) -> Plan:
         schedule, offsets = _fit(request, budget_bytes - request.overhead_bytes)
     except Infeasible as infeasible:
         raise _too_small(request, budget_bytes, infeasible) from None
-    return _assemble(request, budget_bytes, schedule, offsets)
+    plan = _assemble(request, budget_bytes, schedule, offsets)
+    return fill_gaps(plan) if schedule.fills_gaps else plan
 
 
 def smallest_budget(request: Request) -> int:

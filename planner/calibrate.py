@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from taskgraph_offload.errors import SettingsError
@@ -11,12 +11,13 @@ from taskgraph_offload.timeline import Span, Timeline
 from taskgraph_offload.trace import Call, Trace
 
 
-def measured_trace(trace: Trace, machine: Machine, timeline: Timeline) -> Trace:
-    """The trace with the measured seconds of its calls; within a call, pieces keep their estimated shares.
+def measured_trace(cuts: Sequence[Trace], machine: Machine, timeline: Timeline) -> Trace:
+    """One trace, of the cuts that are given the one whose calls were measured, with their measured seconds.
 
-    A call that was measured in parts (`blocks.3/0`, `blocks.3/1`) took their sum; one that was not measured keeps its
-    estimate, scaled like those that were.
+    Within a call, pieces keep their estimated shares. A call that was measured in parts (`blocks.3/0`, `blocks.3/1`)
+    took their sum; one that was not measured keeps its estimate, scaled like those that were.
     """
+    trace = max(cuts, key=lambda trace: _measured_calls(trace, timeline))
     measured = measured_seconds(timeline, {call.name for call in trace.calls})
     if not measured:
         raise SettingsError("this timeline is of another model: none of its calls is in the trace; give run.timeline()")
@@ -27,6 +28,22 @@ def measured_trace(trace: Trace, machine: Machine, timeline: Timeline) -> Trace:
         _with_seconds(call, machine, measured.get(call.name, estimated[call.name] * scale)) for call in trace.calls
     )
     return replace(trace, calls=tuple(calls))
+
+
+def with_seconds_of(trace: Trace, measured: Trace) -> Trace:
+    """A trace with the seconds of another one that is cut elsewhere, but of the same pieces."""
+    pieces = (piece for call in measured.calls for piece in call.pieces)
+    calls = (
+        replace(call, pieces=tuple(replace(piece, seconds=next(pieces).seconds) for piece in call.pieces))
+        for call in trace.calls
+    )
+    return replace(trace, calls=tuple(calls))
+
+
+def _measured_calls(trace: Trace, timeline: Timeline) -> int:
+    """How many calls of a timeline are calls of the trace, not parts of them."""
+    names = {call.name for call in trace.calls}
+    return sum(span.call in names for span in timeline.lane("compute"))
 
 
 def measured_machine(machine: Machine, timeline: Timeline) -> Machine:

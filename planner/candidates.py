@@ -1,11 +1,14 @@
 """What could stream, if bytes were a fluid: for each size of ring, the residency that keeps the best pace.
 
-Every item keeps one seat, so a byte of the ring is used a whole number of times in a cycle. What streams and the ring
-that it passes through therefore come as a pair, one for each number of turns:
+What streams and the ring that it passes through come as a pair:
 
     missing  =  all items - capacity
-    ring     =  missing / (turns - 1)         few turns: a large ring, much is fetched early and much is streamed
-    streamed =  ring * turns                  many turns: a small ring, little is streamed, and just in time
+    streamed =  missing + ring
+    turns    =  streamed / ring       few: a large ring, much is fetched early and much is streamed
+                                      many: a small ring, little is streamed, and just in time
+
+Every item keeps one seat, so a byte of the ring is used a whole number of times in a cycle: where turns are no whole
+number, the last one leaves a part of the ring as it is, into which nothing can be fetched early.
 
 Bytes are no fluid: they come in items, and a ring wastes some at its end. So candidates can be had for a slightly
 smaller capacity; the bytes that it sets aside pay for that.
@@ -22,10 +25,11 @@ from .items import Units
 from .pace import Pace, steady_pace
 from .windows import Cycle
 
-_SLOWER = (0.0, 0.001, 0.003, 0.006, 0.01, 0.02, 0.04)  # than the best pace of a capacity
+_SLOWER = (0.0, 0.001, 0.003, 0.006, 0.01, 0.02, 0.04)  # than the best pace of a capacity and a ring
 _SMALLEST_RING = 0.4  # in usual items
 _RING_STEP = 1.2
 _RINGS = 40
+_FEW_TURNS = 6
 
 
 @dataclass(frozen=True)
@@ -46,23 +50,24 @@ def candidates(
     if missing >= streamable:
         return []
     pace = steady_pace(Cycle(seconds, units.nbytes.tolist(), [streamable - missing] * len(seconds)), rate)
-    flows = [_flow(seconds, pace, slower, rate) for slower in _SLOWER if pace.seconds * (1 + slower) < most_seconds]
     found = []
-    for turns in _turns(missing, max(usual * _SMALLEST_RING, units.largest), streamable):
-        streamed = missing * turns / (turns - 1)
-        kept = _first_that_keeps(flows, units.nbytes, streamed, streamed / turns)
+    for ring in _rings(missing, max(usual * _SMALLEST_RING, units.largest), streamable):
+        streamed = missing + ring
+        least = max(1.0, streamed / (rate * pace.seconds))  # a pace at which the link carries as much
+        slower = [least * (1 + more) for more in _SLOWER if pace.seconds * least * (1 + more) < most_seconds]
+        kept = _first_that_keeps([_flow(seconds, pace, more, rate) for more in slower], units.nbytes, streamed, ring)
         if kept is not None:
             found.append(Candidate(kept[0].pace, streamed, kept[1], units))
     return sorted(found, key=lambda candidate: (candidate.pace, candidate.streamed))
 
 
-def _first_that_keeps(flows: list[Flow], nbytes: Numbers, streamed: float, room: float) -> tuple[Flow, Numbers] | None:
+def _first_that_keeps(flows: list[Flow], nbytes: Numbers, streamed: float, ring: float) -> tuple[Flow, Numbers] | None:
     """The fastest of some flows, the fastest first, that a residency keeps."""
     found = None
     low, high = 0, len(flows)
     while low < high:
         middle = (low + high) // 2
-        residency = flows[middle].residency(nbytes, streamed, room)
+        residency = flows[middle].residency(nbytes, streamed, ring)
         if residency is None:
             low = middle + 1
         else:
@@ -70,12 +75,16 @@ def _first_that_keeps(flows: list[Flow], nbytes: Numbers, streamed: float, room:
     return found
 
 
-def _flow(seconds: tuple[float, ...], pace: Pace, slower: float, rate: float) -> Flow:
-    longer = (1 + slower) * (1 + 1e-9)
+def _flow(seconds: tuple[float, ...], pace: Pace, times: float, rate: float) -> Flow:
+    longer = times * (1 + 1e-9)
     return Flow.at(pace.seconds * longer, np.array(pace.starts) * longer, np.array(seconds), rate)
 
 
-def _turns(missing: float, smallest_ring: float, most_streamed: float) -> list[int]:
-    """Numbers of turns from 2 on, so that the rings differ by a constant factor and no more streams than there is."""
-    wanted = {1 + round(missing / (smallest_ring * _RING_STEP**i)) for i in range(_RINGS)}
-    return sorted(turns for turns in wanted if turns >= 2 and missing * turns <= most_streamed * (turns - 1))
+def _rings(missing: float, smallest: float, streamable: float) -> list[float]:
+    """Sizes from the smallest on, by a constant factor, so that turns are whole; a few turns need not be."""
+    wanted = set[float]()
+    for ring in (smallest * _RING_STEP**i for i in range(_RINGS)):
+        turns = 1 + missing / ring
+        wanted |= {missing / (round(turns) - 1)} if turns >= 1.5 else set()
+        wanted |= {ring} if turns < _FEW_TURNS else set()
+    return sorted(ring for ring in wanted if missing + ring <= streamable)

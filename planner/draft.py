@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import groupby
+from math import inf
 
 from taskgraph_offload.machine import Machine
 
@@ -20,7 +22,7 @@ from .rehearse import steady_seconds
 from .ring import ring
 
 SLOWER_LINK, FASTER_LINK = 0.6, 1.7  # a machine is never what was measured:
-_WEIGHT = 0.1  # a plan that also does well with a slower link, or a faster one, is worth a little
+_WEIGHT = 0.1  # what also does well with a slower link, or a faster one, is worth a little
 _WORTH_A_COPY = (4, 32)  # latencies: a part that takes less time than this travels with its neighbour
 _MANY_COPIES = 0.01  # of the step, in latencies: fewer copies are tried too
 
@@ -55,15 +57,17 @@ class Desk:
     capacity: int
     machine: Machine
 
-    def draft(self, streaming: Sequence[Sequence[int]]) -> Draft | None:
-        """Seat what streams of each unit, and time it; None where it does not fit."""
+    def draft(self, streaming: Sequence[Sequence[int]], beat: float = inf) -> Draft | None:
+        """Seat what streams of each unit, and time it; None where it does not fit, or cannot beat a score."""
         items = self.stock.items
         streamed = sum(items[index].nbytes for unit in streaming for index in unit)
         room = self.capacity - (self.stock.nbytes - streamed)
+        if self._least_score(0.0, streamed) >= beat:
+            return None
         placed = ring([[(index, items[index].nbytes) for index in unit] for unit in streaming], room)
         if placed is None:
             return None
-        return self._timed([seat for unit in placed for offset, run in unit for seat in self._seats(offset, run)])
+        return self._timed([seat for unit in placed for offset, run in unit for seat in self._seats(offset, run)], beat)
 
     def _seats(self, offset: int, run: Sequence[int]) -> Iterator[tuple[int, tuple[int, ...]]]:
         """A run cut where one item pays other visits than the next."""
@@ -78,16 +82,27 @@ class Desk:
         drafts = [desk.draft(self.stock.everything.items) for desk in (self, small)]
         return min((draft for draft in drafts if draft is not None), key=lambda draft: draft.score, default=None)
 
-    def _timed(self, placed: Sequence[tuple[int, tuple[int, ...]]]) -> Draft | None:
+    def _least_score(self, step: float, streamed: int) -> float:
+        """A score that no draft falls below with so many bytes, or with such a step."""
+        rate, computing = self.machine.h2d_bytes_per_second, self._computing
+        steps = (max(computing, streamed / (rate * link)) for link in (1.0, SLOWER_LINK, FASTER_LINK))
+        usual, slower, faster = steps
+        return score(max(step, usual), max(step, slower), faster)
+
+    @cached_property
+    def _computing(self) -> float:
+        return sum(self.stock.seconds)
+
+    def _timed(self, placed: Sequence[tuple[int, tuple[int, ...]]], beat: float) -> Draft | None:
         """The draft with these runs; where latencies matter, with fewer and larger copies if that is better."""
         usual, larger = _WORTH_A_COPY
-        draft = self._rehearsed(placed, usual)
+        draft = self._rehearsed(placed, usual, beat)
         if draft is None or len(draft.copies) * self.machine.latency_seconds <= _MANY_COPIES * draft.step_seconds:
             return draft
-        other = self._rehearsed(placed, larger)
+        other = self._rehearsed(placed, larger, draft.score)
         return other if other is not None and other.score < draft.score else draft
 
-    def _rehearsed(self, placed: Sequence[tuple[int, tuple[int, ...]]], latencies: int) -> Draft | None:
+    def _rehearsed(self, placed: Sequence[tuple[int, tuple[int, ...]]], latencies: int, beat: float) -> Draft | None:
         """Copies follow from the seats; then the cycle is run on this machine and on a slower one."""
         items, seconds, machine = self.stock.items, self.stock.seconds, self.machine
         rate, latency = machine.h2d_bytes_per_second, machine.latency_seconds
@@ -96,6 +111,13 @@ class Desk:
         if copies is None:
             return None
         step = steady_seconds(seconds, copies, rate, latency)
+        if self._least_score(step, sum(copy.stop - copy.start for copy in copies)) >= beat:
+            return None
         slower, faster = (steady_seconds(seconds, copies, rate * link, latency) for link in (SLOWER_LINK, FASTER_LINK))
         runs = tuple(run for _, run in placed)
-        return Draft(self.stock, runs, tuple(seats), tuple(copies), step, slower, step + _WEIGHT * (slower + faster))
+        return Draft(self.stock, runs, tuple(seats), tuple(copies), step, slower, score(step, slower, faster))
+
+
+def score(step: float, slower: float, faster: float) -> float:
+    """What a step is worth, the less the better: its seconds as measured, and with a slower and a faster link."""
+    return step + _WEIGHT * (slower + faster)

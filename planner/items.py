@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,6 +97,12 @@ class Stock:
         if largest not in self._limited:
             self._limited[largest] = self._units({i for i, item in enumerate(self.items) if item.may_stream(largest)})
         return self._limited[largest]
+
+    def sizes_enough_for(self, nbytes: float) -> list[int]:
+        """The sizes, the largest first, such that the items up to this size are so many bytes; of them, see `up_to`."""
+        sizes = sorted(item.nbytes for item in self.items if item.may_stream(item.nbytes))
+        enough = {size for size, total in zip(sizes, accumulate(sizes), strict=True) if total >= nbytes}
+        return sorted(enough, reverse=True)
 
     def _units(self, chosen: set[int]) -> Units:
         """For each unit: those of the chosen items whose first visit begins there."""

@@ -21,7 +21,7 @@ from taskgraph_offload.trace import Trace
 from . import strategies
 from .assemble import Request, draft, make_plan
 from .bounds import bound, smallest_budget_without_stall
-from .calibrate import measured_machine, measured_trace
+from .calibrate import measured_machine, measured_trace, with_seconds_of
 from .compare import Choice, budgets_between, compare, sweep
 
 if TYPE_CHECKING:
@@ -143,22 +143,31 @@ class Planner:
         Its plan is a new one only if that predicts a shorter step on the measured figures; else it is this planner's
         latest plan, with these figures.
         """
-        calibrated = copy(self)
-        calibrated.__dict__["trace"] = measured_trace(self.trace, self.machine, timeline)
+        cuts = [self.trace] if self._latest is None else [self.trace, self._latest.trace]
+        measured, calibrated = measured_trace(cuts, self.machine, timeline), copy(self)
+        calibrated.__dict__["trace"] = with_seconds_of(self.trace, measured)
         calibrated.machine = measured_machine(self.machine, timeline)
         if self._latest is not None:
-            trace = measured_trace(self._latest.trace, self._latest.machine, timeline)
+            trace = with_seconds_of(self._latest.trace, measured)
             calibrated._incumbent = replace(self._latest, trace=trace, machine=calibrated.machine)
         return calibrated
 
-    def compare(self, strategies: Sequence[Choice] | None = None) -> Comparison:
+    def compare(self, strategies: Sequence[Choice] | str | None = None) -> Comparison:
         """Plan with other strategies too, by default with all there are: names, or pairs of a name and its options."""
+        strategies = [strategies] if isinstance(strategies, str) else strategies
         return compare(self._request(), self.budget_bytes, strategies)
 
-    def sweep(self, budgets: Sequence[float | str] | int, strategies: Sequence[Choice] | None = None) -> Sweep:
+    def sweep(
+        self, budgets: Sequence[float | str] | int | str, strategies: Sequence[Choice] | str | None = None
+    ) -> Sweep:
         """Plan under several budgets, or so many steps from the smallest that works to where everything fits."""
+        strategies = [strategies] if isinstance(strategies, str) else strategies
         if isinstance(budgets, int):
             return sweep(self._request(), self.budgets(budgets, strategies), strategies)
+        if isinstance(budgets, str):
+            budgets = [budgets]
+        elif isinstance(budgets, float):
+            raise SettingsError(f"a sweep takes a list of budgets, or a number of steps from 2 on, not {budgets!r}")
         return sweep(self._request(), [self._bytes_of(parse_budget(budget)) for budget in budgets], strategies)
 
     def budgets(self, steps: int, strategies: Sequence[Choice] | None = None) -> list[int]:
@@ -169,11 +178,15 @@ class Planner:
         return Request(self.trace, self.machine, self._strategy, self._options, self.margin_bytes)
 
     def _outlook(self, plan: Plan) -> Outlook:
-        """The step with one GiB more: planned again where that is quick, else the bound with the gap of this plan."""
+        """The step with one GiB more: planned again where that is quick; else guessed from the bound.
+
+        The guess is that a plan reaches the bound where that is compute, and else stays as far from it as this plan.
+        """
         step, more = _step(plan), plan.budget_bytes + GIB
         if self._strategy == "auto":
-            least = bound(self.trace, more - self.margin_bytes, self.machine).step_seconds
-            with_more = step * least / plan.bound.step_seconds if plan.bound.step_seconds else step
+            with_more = bound(self.trace, more - self.margin_bytes, self.machine).step_seconds
+            if with_more > sum(call.cost(self.machine) for call in self.trace.calls) * (1 + 1e-9):
+                with_more *= step / plan.bound.step_seconds
         else:
             with_more = _step(draft(self._request(), more))
         enough = smallest_budget_without_stall(self.trace, self.machine) + self.margin_bytes

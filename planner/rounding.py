@@ -4,7 +4,8 @@
     unit's sums  0 4 8 in any unit
     chosen       4     4     8     12          each unit takes the sum that brings the total nearest
 
-The error of one unit is passed on to the next, so that it never grows beyond half an item.
+The error of one unit is passed on to the next, so that it never grows beyond half an item. Where few items stream, half
+an item is much: then `trim` exchanges items, wherever in the cycle they are, until the sum is as asked.
 """
 
 from __future__ import annotations
@@ -13,7 +14,11 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from functools import lru_cache
 
+import numpy as np
+
 _MOST_SUMS = 256
+_MOST_EXCHANGES = 6
+_CLOSE = 0.001
 
 
 @lru_cache(maxsize=4096)
@@ -58,3 +63,33 @@ def round_to_items(
         chosen.append(subsets[place])
         missing -= sums[place]
     return chosen
+
+
+def trim(chosen: Sequence[tuple[int, ...]], sizes: Sequence[tuple[int, ...]], least: float) -> list[tuple[int, ...]]:
+    """What is chosen; or, where that is not enough or noticeably too much, with a few items exchanged for others.
+
+    >>> trim([(0,), (0,)], [(4,), (5,), (3,)], 6)
+    [(0,), (), (0,)]
+    """
+    places = [(unit, position) for unit, unit_sizes in enumerate(sizes) for position in range(len(unit_sizes))]
+    nbytes = np.array([0, *(sizes[unit][position] for unit, position in places)], dtype=np.float64)
+    inside = np.array([False, *(unit < len(chosen) and position in chosen[unit] for unit, position in places)])
+    for _ in range(_MOST_EXCHANGES):
+        over = nbytes[inside].sum() - least
+        leaving, coming = (np.concatenate(([0], np.flatnonzero(side))) for side in (inside, ~inside))
+        coming = coming[np.argsort(nbytes[coming], kind="stable")]
+        best = np.searchsorted(nbytes[coming], nbytes[leaving] - over)
+        fits = best < len(coming)
+        if not fits.any():
+            break
+        leaving, partner = leaving[fits], coming[best[fits]]
+        left = over - nbytes[leaving] + nbytes[partner]
+        which = int(np.argmin(left))
+        if 0 <= over <= max(left[which], least * _CLOSE):
+            break
+        inside[leaving[which]], inside[partner[which]] = False, True
+    found: list[list[int]] = [[] for _ in sizes]
+    for (unit, position), chooses in zip(places, inside[1:], strict=True):
+        if chooses:
+            found[unit].append(position)
+    return [tuple(unit) for unit in found]

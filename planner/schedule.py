@@ -15,8 +15,8 @@ class Schedule:
 
     Offsets follow in `seats`, the first cycle in `cold`, edges in `connect`. A strategy whose speed depends on one
     particular placement may give its `offsets`. `loads_first`: what stays comes before the first call, not with its
-    first reader. `trace`: the trace cut finer, where the tasks' calls are parts of blocks. `freed_bytes`: what the peak
-    of activations is lower by, because some leave.
+    first reader; `fills_gaps`: it comes earlier where the link would wait. `trace`: the trace cut finer, where the
+    tasks' calls are parts of blocks. `freed_bytes`: what the peak of activations is lower by, because some leave.
     """
 
     groups: Mapping[str, tuple[str, ...]]
@@ -24,6 +24,7 @@ class Schedule:
     steady: tuple[Task, ...]
     offsets: Mapping[str, int] | None = None
     loads_first: bool = False
+    fills_gaps: bool = False
     trace: Trace | None = None
     freed_bytes: int = 0
 

@@ -19,16 +19,15 @@ from .candidates import Candidate, candidates
 from .draft import SLOWER_LINK, Desk, Draft
 from .items import Units
 from .pace import steady_pace
-from .rounding import round_to_items
+from .rounding import round_to_items, trim
 from .windows import Cycle
 
 _SET_ASIDE = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)  # of the capacity, in usual items
-_SMALLER = 0.6  # the next limit to an item's bytes
-_MOST_LIMITS = 4
+_MOST_LIMITS = 7  # to an item's bytes
 _ENOUGH = 1.02  # times what is missing: less than that cannot stream through any ring
 _MOST_DRAFTS = 8  # of one capacity
 _LEAST_DRAFTS = 12
-_EFFORT = 40_000  # units and items in all drafts together
+_EFFORT = 26_000  # units and items in all drafts together
 _MANY_LATENCIES = 0.01  # of the pace: then streaming few units wholly may be better than all a little
 
 
@@ -59,7 +58,7 @@ def pace_of(desk: Desk) -> float:
 
 
 def _smaller_and_smaller_items(desk: Desk) -> Iterator[Units]:
-    """What may stream: everything, then only items much smaller than before, while that is enough.
+    """What may stream: everything, then only items smaller than before, as long as that is enough.
 
     A ring is at least as large as its largest item, so where small items are enough, large ones had better stay. What
     distant units share would come more than once, so it stays as long as the rest is enough.
@@ -68,33 +67,50 @@ def _smaller_and_smaller_items(desk: Desk) -> Iterator[Units]:
     units = stock.up_to(stock.nbytes)
     if units.nbytes.sum() < missing * _ENOUGH:
         yield stock.everything
-    for _ in range(_MOST_LIMITS):
-        if units.nbytes.sum() < missing * _ENOUGH:
-            return
-        yield units
-        units = stock.up_to(int(units.largest * _SMALLER))
+    enough = stock.sizes_enough_for(missing * _ENOUGH)
+    if enough:
+        smaller = (enough[-1] / enough[0]) ** (1 / _MOST_LIMITS)
+        limit = float(enough[0])
+        for nbytes in enough:
+            if nbytes <= limit:
+                yield stock.up_to(nbytes)
+                limit = nbytes * smaller
 
 
 def _try(desk: Desk, candidate: Candidate, best: Draft | None) -> Draft | None:
     """The best of a candidate's drafts, or the one to beat."""
     for streaming in _choices(desk, candidate):
-        draft = desk.draft(streaming)
+        draft = desk.draft(streaming, inf if best is None else best.score)
         if draft is not None and (best is None or draft.score < best.score):
             best = draft
     return best
 
 
 def _choices(desk: Desk, candidate: Candidate) -> Iterator[list[list[int]]]:
-    """Items of each unit that stream, with bent and with even shares; where latencies matter, also by whole units."""
+    """Items of each unit that stream, with bent and with even shares, and no more of them than must.
+
+    Where latencies matter, also by whole units.
+    """
+    units = candidate.units
+    seen = set[tuple[tuple[int, ...], ...]]()
+    for chosen in _roundings(desk, candidate):
+        if (key := tuple(chosen)) not in seen:
+            seen.add(key)
+            yield [[unit[i] for i in some] for unit, some in zip(units.items, chosen, strict=True)]
+
+
+def _roundings(desk: Desk, candidate: Candidate) -> Iterator[list[tuple[int, ...]]]:
+    """For each unit, the positions of the items that stream."""
     units = candidate.units
     even = units.nbytes * (candidate.streamed / units.nbytes.sum())
     many = desk.machine.latency_seconds * len(units.items) > _MANY_LATENCIES * candidate.pace
     for asked in (candidate.residency.tolist(), even.tolist()):
         chosen = round_to_items(asked, units.sizes)
-        yield [[unit[i] for i in some] for unit, some in zip(units.items, chosen, strict=True)]
+        yield chosen
+        yield trim(chosen, units.sizes, candidate.streamed)
         if many:
             whole = round_to_items(asked, [(int(nbytes),) for nbytes in units.nbytes])
-            yield [list(unit) if some else [] for unit, some in zip(units.items, whole, strict=True)]
+            yield [tuple(range(len(unit))) if some else () for unit, some in zip(units.items, whole, strict=True)]
 
 
 def _candidates(desk: Desk, units: Units, share: float, best: Draft | None, link: float) -> list[Candidate]:

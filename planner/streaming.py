@@ -37,7 +37,7 @@ def to_schedule(draft: Draft) -> Schedule:
         groups[name], offsets[name], cursor = weights, cursor, cursor + nbytes
     copied = {names[copy.seat] for copy in draft.copies}
     steady = _steady(trace, draft.copies, names, groups)
-    return Schedule(groups, frozenset(groups) - copied, steady, offsets, trace=trace)
+    return Schedule(groups, frozenset(groups) - copied, steady, offsets, fills_gaps=True, trace=trace)
 
 
 def _residents(draft: Draft, taken: Mapping[str, object]) -> dict[str, tuple[tuple[str, ...], int]]:

@@ -53,10 +53,23 @@ def gap(plan: Plan, timeline: Timeline) -> str:
     if latencies >= NAMED * (step - bound):
         parts.append(f"{readable_seconds(latencies)} of it the latency of copies")
     if plan.strategy == "auto":
-        parts.append("the rest is lost to whole tensors and to one arena beside the highest activations")
+        parts += _unavoidable(plan, step - bound)
     else:
         parts.append("strategy 'auto' comes closer")
     return f"{step / bound - 1:.1%} over the bound, {readable_seconds(step - bound)}: {'; '.join(parts)}"
+
+
+def _unavoidable(plan: Plan, seconds: float) -> list[str]:
+    """What the bound knows nothing of: whole tensors, one seat for each, and one arena for all the cycle."""
+    weights, lows = plan.trace.weights, min(plan.activation_bytes)
+    room = plan.arena_bytes - sum(weights[name].nbytes for name in plan.residents)
+    more = plan.machine.copy_seconds("h2d", room)
+    parts = []
+    if plan.streamed_bytes and more >= NAMED * seconds:
+        parts.append(f"weights stream through {readable(room)}, so each step copies as much more than what cannot stay")
+    if max(plan.activation_bytes) - lows >= NAMED * plan.arena_bytes:
+        parts.append(f"the arena is beside the highest activations all the time, though they fall to {readable(lows)}")
+    return parts or ["computing and copying whole tensors do not fit together better"]
 
 
 def _window(timeline: Timeline, stall: Stall) -> str:

@@ -78,10 +78,10 @@ def _outlook(plan: Plan, timeline: Timeline) -> list[tuple[str, str]]:
         return []
     step, more = timeline.step_seconds, plan.outlook.one_more_gib_step_seconds
     gain = 1 - more / step if step else 0.0
-    buys = f"{readable_seconds(more)} per step ({gain:.1%} less)" if gain > 5e-4 else "nothing with this strategy"
+    shorter = f"a step of about {readable_seconds(more)}, {gain:.1%} less" if gain > 5e-4 else "no shorter step"
     return [
         ("no stall", f"possible from a budget of {readable(plan.outlook.no_stall_bytes)} on"),
-        ("1 GiB more", f"buys {buys}"),
+        ("1 GiB more", shorter),
     ]
 
 

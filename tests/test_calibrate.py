@@ -52,6 +52,22 @@ def test_a_cycle_that_skips_calls_is_not_the_quickest():
     assert calibrated(lambda span: span if span.cycle == 4 or span.call in "abc" else None) == pytest.approx(SECONDS)
 
 
+@pytest.mark.parametrize("strategy", ["auto", "layerwise"])
+def test_a_run_that_was_cut_elsewhere_is_understood(strategy):
+    """What `auto` planned has parts of blocks as calls, and what was measured has whole blocks; or the reverse."""
+    units = [{"name": f"b{i}", "seconds": 4e-3, "tensors": [2**19] * 8, "tensor_seconds": [1] * 8} for i in range(8)]
+    truth = [{**unit, "seconds": 6e-3 + 1e-3 * i} for i, unit in enumerate(units)]
+    planner = tgo.Planner.for_trace(tgo.Trace.from_units(units), "9MiB", strategy=strategy, machine=SLOW_LINK)
+    plan = planner.plan()
+    assert (len(plan.trace.calls) > 8) == (strategy == "auto")
+    other = "layerwise" if strategy == "auto" else "auto"
+    there = tgo.Planner.for_trace(tgo.Trace.from_units(truth), "12MiB", strategy=other, machine=SLOW_LINK).plan()
+    calibrated = planner.calibrate(replace(there.predict(5), source="measured"))
+    assert [call.cost(SLOW_LINK) for call in calibrated.trace.calls] == pytest.approx([u["seconds"] for u in truth])
+    parts = calibrated.plan().trace.calls
+    assert sum(call.cost(SLOW_LINK) for call in parts) == pytest.approx(sum(u["seconds"] for u in truth))
+
+
 def test_the_old_plan_stays_where_a_new_one_predicts_no_better():
     planner = tgo.Planner.for_trace(trace_of([BYTES] * 8, 1e-3), "4MiB", strategy="layerwise", machine=SLOW_LINK)
     plan = planner.plan()
