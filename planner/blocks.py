@@ -41,7 +41,7 @@ class Needs:
     def of(segments: Sequence[Segment]) -> Needs:
         needs, stack = Needs(), [""]
         for segment in segments:
-            _follow(stack, segment.boundary)
+            follow(stack, segment.boundary)
             weights = {*segment.reads, *segment.writes}
             needs.own.setdefault(stack[-1], set()).update(weights)
             needs.called_within.setdefault(stack[-1], set()).update(stack[:-1])
@@ -274,7 +274,7 @@ def _name(region: Region, names: Sequence[str]) -> str:
     return call_name(f"{names[-1]}:after" if names else ":start", 0, names)
 
 
-def _follow(stack: list[str], boundary: Boundary) -> None:
+def follow(stack: list[str], boundary: Boundary) -> None:
     """Keep the stack of running modules; the root is at its bottom from the start."""
     if boundary.side == "enter" and boundary != Boundary(""):
         stack.append(boundary.module)

@@ -25,9 +25,11 @@ from .backup import Backup
 from .blocks import Needs, always_resident, check_patterns, choose_blocks, fold, lasting, match_blocks
 from .fakes import Fakes, assert_none_left
 from .inputs import Inputs, example_of, read_inputs
+from .operators import tensors_in
 from .recorder import Life, Recorder, Segment, boundaries_reported
 from .storages import Storages
 from .symbolic import symbolic_segments
+from .unseen import add_unseen
 from .untouched import same_random_numbers, untouched
 
 NEEDS_REAL_DATA = {  # by name: not every torch has all of them
@@ -124,7 +126,10 @@ def _recording(
             with nullcontext() if given is not None else suppress(TraceError):
                 recorder, source = _run(model, storages, inputs, entry)
                 _check_use(model, entry, recorder.segments)
-                return Recording(recorder.segments, recorder.lives, blocks_of(Needs.of(recorder.segments)), source)
+                found = blocks_of(Needs.of(recorder.segments))
+                if source == "real":
+                    add_unseen(recorder.segments, found, storages.weights.values())
+                return Recording(recorder.segments, recorder.lives, found, source)
         chosen = blocks_of(Needs.owned(model, storages.names_of))
         segments = symbolic_segments(model, storages, entry, chosen)
         _check_use(model, entry, segments)
@@ -196,6 +201,7 @@ def _record(model: nn.Module, entry: str, inputs: Inputs, convert: Any, recorder
         recorder.hold_input(tensor)
     with boundaries_reported(model, recorder), mode, recorder:
         output = (model if entry == "forward" else getattr(model, entry))(*given.args, **(given.kwargs or {}))
+        recorder.show(tensors_in(output))
     recorder.stop()  # what is alive now, the output and the inputs among it, outlives the forward
     del output
 

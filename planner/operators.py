@@ -33,9 +33,11 @@ RUNNING_STATISTICS = {"running_mean", "running_var"}  # some batch norms change 
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """What one execution of an operator did. A view reads nothing: the operator that consumes it does."""
+    """What one execution of an operator did. A view reads nothing, the operator that consumes it does; but it `shows`
+    where a tensor's bytes are, so they must be where they will be read."""
 
     reads: tuple[Tensor, ...] = ()
+    shows: tuple[Tensor, ...] = ()
     writes: tuple[Tensor, ...] = ()
     flops: int = 0
     moved_bytes: int = 0
@@ -59,9 +61,9 @@ def effect_of(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: An
     if _only_asks_shape(name):
         return Effect(writes=writes, moved_bytes=0 if "empty" in name else _sum_bytes(fresh))
     if outputs and not writes and (not fresh or name == "lift_fresh"):
-        return Effect()  # a view
+        return Effect(shows=tuple(touch.tensor for touch in touches))
     reads = tuple(touch.tensor for touch in touches if touch.read)
-    return Effect(reads, writes, _flops(func, args, kwargs, out), _moved_bytes(name, reads, writes, fresh))
+    return Effect(reads, (), writes, _flops(func, args, kwargs, out), _moved_bytes(name, reads, writes, fresh))
 
 
 def tensors_written_by(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:

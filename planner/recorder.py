@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -109,6 +109,10 @@ class Recorder(TorchDispatchMode):
         if not self.weights_of(tensor):
             self._life_of(tensor, INPUT)
 
+    def show(self, tensors: Iterable[Tensor]) -> None:
+        """Somebody learns where these tensors are, and may look there later."""
+        self.segments[-1].reads.update(dict.fromkeys(name for tensor in tensors for name in self.weights_of(tensor)))
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if operator_name(func) in ASKS_LAYOUT and func.namespace in ("aten", "prim"):
@@ -140,6 +144,7 @@ class Recorder(TorchDispatchMode):
         for tensors, weights in ((effect.reads, segment.reads), (effect.writes, segment.writes)):
             for tensor in tensors:
                 self._note_use(tensor, weights)
+        self.show(effect.shows)
         given = set() if func is aten.lift_fresh.default else set(map(storage_key, tensors_in((args, kwargs))))
         for tensor in tensors_in(out):
             if not self.weights_of(tensor):  # a view of what nobody made in the forward was there before it

@@ -67,7 +67,8 @@ class Executor:
             raise SettingsError(f"device={device!r} is no device: give a name, such as 'cuda:1', 'cpu' or 'checked'")
         check_model(plan.trace, model)
         plan.verify()
-        self.model, self.plan, self.stats = model, plan, Stats()
+        self.model, self.plan = model, plan
+        self.stats = Stats()
         self._device_wanted, self._link, self._lazy = device, link_bytes_per_second, lazy
         self._timeline: Timeline | None = None
         self._finalizer: finalize[[Device[Any], Mapping[str, Tensor]], Executor] | None = None
@@ -87,6 +88,7 @@ class Executor:
     def attach(self) -> Executor:
         """Move the weights to their homes and take over the boundaries of the forward."""
         refuse_attached(self.model)
+        self.stats = Stats()
         try:
             with torch.inference_mode(False):
                 self._move_in()

@@ -99,10 +99,11 @@ class Homes:
             member.note_version()
             if tensor.device.type == "cpu" and tensor.stride() == member.stride and not _is_lazy(tensor):
                 home.memory = bytes_of(raw_bytes(tensor.detach()).numpy(), 0, home.memory.nbytes)
-                member.home = tensor.detach()
+                member.settle(tensor.detach())
             else:
                 home.memory = self._pages_with(home, member, tensor)
-                tensor.data = member.home = member.view_of(home.memory)
+                member.settle(member.view_of(home.memory))
+                tensor.data = member.home
         home.moved = True
         self.moves += 1
 
@@ -151,7 +152,8 @@ def fill(memory: Tensor, tensor: Tensor) -> None:
 def _move_in(member: Member, memory: Tensor) -> None:
     with torch.inference_mode(False):
         fill(memory[member.offset :], member.tensor)
-    member.home = member.seat = member.view_of(memory)
+    member.settle(member.view_of(memory))
+    member.seat = member.home
     member.tensor.data = member.home
 
 

@@ -35,6 +35,7 @@ class Member:
     device: torch.device
     weight: str = ""
     home: Tensor = field(init=False)
+    home_address: int = field(init=False)
     seat: Tensor = field(init=False)
     counted: bool = field(init=False)
     version: int = field(init=False)
@@ -43,6 +44,15 @@ class Member:
         self.found, self.came_from = self.tensor, self.device
         self.dtype, self.shape, self.stride = self.tensor.dtype, self.tensor.shape, self.tensor.stride()
         self.note_version()
+
+    def settle(self, home: Tensor) -> None:
+        """This shows the bytes at home from now on."""
+        self.home, self.home_address = home, home.data_ptr()
+
+    @property
+    def is_home(self) -> bool:
+        """Whether the tensor shows its bytes at home, where they were: memory may move behind all its views."""
+        return self.shows(self.home) and self.home.data_ptr() == self.home_address
 
     def note_version(self) -> None:
         """All edits of the tensor until now are accounted for."""
@@ -94,6 +104,11 @@ def members_of(model: nn.Module, plan: Plan) -> dict[str, list[Member]]:
             tensor = owner[key]
             if tensor.device.type == "meta":
                 raise ExecutionError(f"weight {path!r} is on the meta device and has no data; load the model first")
+            if tensor.is_conj() or tensor.is_neg():
+                raise ExecutionError(
+                    f"weight {path!r} is a lazy conjugate or negative of other data; give it data of its own first: "
+                    "p.data = p.data.resolve_conj().resolve_neg()"
+                )
             member = found[moving[path]].setdefault(id(tensor), Member(tensor, 0, [], tensor.device))
             member.owners.append((owner, key))
     members = {name: list(tensors.values()) for name, tensors in found.items()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import threading
 import time
 from collections import deque
@@ -155,7 +156,7 @@ class CpuDevice:
     def __init__(self, link_bytes_per_second: float | None = None) -> None:
         self._failure = Failure()
         self._copies = [CopyLane(name, link_bytes_per_second, self._failure) for name in ("h2d", "d2h")]
-        self._is_closed = False
+        self._is_closed, self._process = False, os.getpid()
         self.lanes: Mapping[LaneName, ComputeLane | CopyLane] = {
             "compute": ComputeLane(),
             "h2d": self._copies[0],
@@ -181,14 +182,21 @@ class CpuDevice:
         """Nothing to undo."""
 
     def begin(self) -> None:
-        """The caller is the compute lane anyway."""
+        """The caller is the compute lane anyway. The threads of the others are in one process only."""
         refuse_closed(self._is_closed)
+        if self._is_forked:
+            raise ExecutionError(
+                "this process was forked from one in which the model is attached, and has no threads that copy: "
+                "attach in this process, not before the fork"
+            )
 
     def reached(self, label: object, memory: Tensor, reads: Sequence[Range], writes: Sequence[Range]) -> None:
         """Nothing to do: this device checks nothing."""
 
     def synchronize(self) -> None:
         """Block until both copy threads are done."""
+        if self._is_forked:
+            return
         for lane in self._copies:
             event = self.event()
             lane.record(event)
@@ -201,11 +209,16 @@ class CpuDevice:
 
     def close(self) -> None:
         """End the threads."""
-        if not self._is_closed:
+        if not self._is_closed and not self._is_forked:
             self._is_closed = True
             for lane in self._copies:
                 lane.close()
             self._raise_once()
+
+    @property
+    def _is_forked(self) -> bool:
+        """Whether this is a copy in another process, where nothing is under way and nobody is there to do it."""
+        return os.getpid() != self._process
 
     def _raise_once(self) -> None:
         """Whoever waits for everything takes care of what went wrong."""

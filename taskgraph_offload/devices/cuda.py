@@ -59,6 +59,32 @@ class CudaLane:
         event.moment.record(self.stream)
 
 
+class CallersLane(CudaLane):
+    """The stream that the caller computes in, which may be another one each time it is asked for."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(torch.cuda.current_stream(device))
+        self._device, self._handover = device, CudaEvent(self.stream)
+
+    def follow(self) -> None:
+        """Go on in the caller's stream, behind what was computed in another one before."""
+        stream = torch.cuda.current_stream(self._device)
+        if stream != self.stream:
+            super().record(self._handover)
+            self.stream = stream
+            super().wait(self._handover)
+
+    def wait(self, event: CudaEvent) -> None:
+        """The caller's stream waits."""
+        self.follow()
+        super().wait(event)
+
+    def record(self, event: CudaEvent) -> None:
+        """The event happens when all streams get to it that the caller has computed in."""
+        self.follow()
+        super().record(event)
+
+
 @dataclass(frozen=True, slots=True)
 class _Bytes:
     """Device memory that torch can look at as a storage of its own; torch keeps this object, which keeps the memory."""
@@ -78,10 +104,9 @@ class CudaDevice:
 
     def __init__(self, index: int) -> None:
         self.device = torch.device("cuda", index)
-        self._compute = CudaLane(torch.cuda.current_stream(self.device))
+        self._compute = CallersLane(self.device)
         copies = [CudaLane(torch.cuda.Stream(self.device)) for _ in range(2)]
         self.lanes: Mapping[LaneName, CudaLane] = {"compute": self._compute, "h2d": copies[0], "d2h": copies[1]}
-        self._handover = self.event()
         self._peak_before = torch.cuda.max_memory_allocated(self.device)
 
     def event(self) -> CudaEvent:
@@ -112,24 +137,19 @@ class CudaDevice:
                 self._check(torch.cuda.cudart().cudaHostUnregister(home.data_ptr()), "unlock", home.nbytes)
 
     def begin(self) -> None:
-        """Compute in the caller's stream, behind what it computed in another one before."""
-        if torch.cuda.is_current_stream_capturing():
+        """Compute in the caller's stream. One that is captured cannot."""
+        with torch.cuda.device(self.device):
+            is_capturing = torch.cuda.is_current_stream_capturing()
+        if is_capturing:
             raise ExecutionError(
                 "CUDA graphs are not supported: a graph replays fixed addresses, but the weights of an offloaded model "
                 'move; detach before the capture, and do not compile with mode="reduce-overhead"'
             )
-        self._follow_the_caller()
-
-    def _follow_the_caller(self) -> None:
-        stream = torch.cuda.current_stream(self.device)
-        if stream != self._compute.stream:
-            self._compute.record(self._handover)
-            self._compute.stream = stream
-            self._compute.wait(self._handover)
+        self._compute.follow()
 
     def reached(self, label: object, memory: Tensor, reads: Sequence[Range], writes: Sequence[Range]) -> None:
         """The caller may have changed its stream within the forward. Checks nothing."""
-        self._follow_the_caller()
+        self._compute.follow()
 
     def synchronize(self) -> None:
         """Block until the device is done."""

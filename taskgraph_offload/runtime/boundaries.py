@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from threading import get_ident
 from typing import Any, Literal
 
 from torch import nn
@@ -31,6 +32,8 @@ class Boundaries:
         self._stand_ins: list[StandIn] = []
         reach = self._reach = _Uncompiled(reach)
         for name, module in [(name, _find(model, name)) for name in modules]:
+            if isinstance(module, nn.TransformerEncoderLayer):  # one with hooks computes in another way
+                continue
             enter, leave = _Hook(module, name, "enter", reach), _Hook(module, name, "exit", reach)
             first = module.register_forward_pre_hook(enter, prepend=True)
             self._hooks.append((module, first, module.register_forward_hook(leave, always_call=True)))
@@ -41,12 +44,12 @@ class Boundaries:
         self._stand_ins.append(Entry(model, method, running))
 
     def wrap_inner(self, model: nn.Module, inside: Inside) -> None:
-        """Tell, too, when a module without hooks is entered while none of its blocks runs."""
-        asked = {module for module, _, _ in self._hooks}
+        """Tell, too, when a module is entered while none of its blocks runs, and no hook has told of it."""
+        told = {module for module, _, _ in self._hooks}
         for path, module in [(path, _find(model, path)) for path in inside.blocks_of]:
-            if module not in asked and can_stand_in(module):
+            if (module not in told or path in inside.blocks_of[path]) and can_stand_in(module):
                 self._stand_ins.append(Inner(module, path, inside, self._reach))
-                asked.add(module)
+                told.add(module)
 
     def come_outermost(self) -> None:
         """Hooks that were added since, run inside of ours: they may read weights, too."""
@@ -71,7 +74,7 @@ def refuse_attached(model: nn.Module) -> None:
     """One executor at a time, for a model and for all that is in it."""
     for name, module in model.named_modules():
         hooks = (*vars(module).values(), *module._forward_pre_hooks.values())
-        if any(isinstance(found, StandIn | _Hook) for found in hooks):
+        if any(isinstance(found, _Hook) or (isinstance(found, StandIn) and not found.is_removed) for found in hooks):
             where = f"its module {name!r}" if name else f"this {type(model).__name__}"
             raise ExecutionError(f"{where} is attached already; detach that executor first")
 
@@ -112,16 +115,17 @@ class Entry(StandIn):
         return self._uncompiled(*args, **kwargs)
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
-        if self._is_removed:  # somebody has kept it
+        if self.is_removed:  # somebody has kept it
             return self._method()(*args, **kwargs)
         with self._running(self):
             return self._method()(*args, **kwargs)
 
 
 class Inner(StandIn):
-    """The forward of a module inside of blocks. What it reads is there while one of them runs; else we must be told.
+    """The forward of a block, or of a module inside. What it reads is there while its block runs; else we must be told.
 
-    Hooks would cost several times as much, and there are many of these modules in a block.
+    Hooks would cost several times as much, there are many of these modules in a block, and who calls `forward` itself
+    passes them by.
     """
 
     def __init__(self, module: nn.Module, path: str, inside: Inside, reach: Reach) -> None:
@@ -130,7 +134,8 @@ class Inner(StandIn):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         forward = self._own if self._own is not None else type(self._module).forward.__get__(self._module)
-        if is_compiling() or self._inside.now in self._blocks or self._is_removed:
+        inside = self._inside
+        if is_compiling() or (inside.now in self._blocks and inside.thread == get_ident()) or self.is_removed:
             return forward(*args, **kwargs)
         self._reach(self._module, self._path, "enter")
         try:

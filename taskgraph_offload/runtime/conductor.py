@@ -11,15 +11,15 @@ point to their seats; and when the call ends, they point home.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from threading import get_ident
 from typing import Any
 
 import torch
 
 from ..devices.base import Device
-from ..graph import LANES, Lane
+from ..graph import LANES
 from ..homes import Home, Homes
-from ..members import edited_weights, point_home
+from ..members import point_home
 from ..plan import Plan
 from .agenda import Agenda, Errand
 from .arena import Arena
@@ -27,20 +27,12 @@ from .boundaries import Side
 from .courier import Courier
 from .lanes import Lanes
 from .lending import Lender
-from .log import KEPT_FORWARDS, Entry, Log
+from .log import Entry, Log, remembered
 from .needs import Need, Needs, standing_bundles
+from .pointing import Pointings
 from .spills import Spills
-
-
-@dataclass(frozen=True, slots=True)
-class Visit:
-    """What runs where the plan does not say so: a module without its block, or a block inside of another one.
-
-    `interrupted` ran before it and goes on after it.
-    """
-
-    module: str
-    interrupted: Need | None
+from .standing import Standing
+from .whereabouts import Visit, Whereabouts
 
 
 class Conductor:
@@ -52,23 +44,19 @@ class Conductor:
         self._plan, self._agendas, self._homes, self._needs, self._device = plan, agendas, homes, needs, device
         self._log, self._stats, self._inside = log, log.stats, needs.inside
         self._standing_bundles = standing_bundles(plan)
-        self.lanes = Lanes(device, {lane: _remembered(plan, lane) for lane in LANES})
+        self.lanes = Lanes(device, {lane: remembered(plan, lane) for lane in LANES})
         self._courier = Courier(device, self.lanes, log)
         self._arena = Arena(plan, homes, device, self.lanes, self._courier)
         self._lender = Lender(self._arena, device)
+        self._standing = Standing(needs, self._arena, self.lanes, device)
         self._spills = Spills(plan, device, self.lanes, self._courier)
         self.watching = self._spills.watching
-        self._starts = {
-            (call.boundary.module, call.boundary.side, call.boundary.occurrence): index
-            for index, call in enumerate(plan.trace.calls)
-        }
+        self._where = Whereabouts(plan)
         self._places: dict[tuple[str, Side], list[Need]] = {}  # the calls that ever begin at one side of a module
         for need, call in zip(needs.calls, plan.trace.calls, strict=True):
             self._places.setdefault((call.boundary.module, call.boundary.side), []).append(need)
-        self._stands = False  # whether what stands throughout is there; then changed weights live on the device
-        self._staying = set(needs.staying.members)
-        self._returning = [member for member in needs.standing.members if member not in self._staying]
         self._stray: str | None = None  # the block that runs and was not expected
+        self._pointings = Pointings(homes)
         self._start_over()
 
     def begin(self, changed: set[str], planned: bool) -> None:
@@ -79,19 +67,18 @@ class Conductor:
         self._visits: list[Visit] = []
         self._agenda = self._agendas[min(self._forwards, 2)]
         self._next_call = self._next_slot = self._lender.peak_bytes = 0
-        self._seen: dict[tuple[str, Side], int] = {}
+        self._where.begin(planned)
+        self._inside.thread = get_ident()
         self._arena.forget(changed)
         if planned:
             self._issue_through(slot=0, serving=0)
-        self._arena.seat(self._needs.standing)
-        for member in self._needs.standing.members:
-            member.tensor.data = member.seat
-        self._stands = True
+        self._standing.begin()
         self.reach("", "enter")
 
     def reach(self, module: str, side: Side) -> None:
         """The forward enters or leaves a module."""
-        if self._visits and (module, side) == (self._visits[-1].module, "exit"):
+        self._where.step(module, side)
+        if self._visits and module == (visit := self._visits[-1]).module and self._where.depth(module) < visit.depth:
             self._end_visit()
             return
         if side == "enter" and self._visits_us(module):
@@ -99,30 +86,35 @@ class Conductor:
             return
         if self._visits:  # what is inside of it is of no interest
             return
-        occurrence = self._seen[module, side] = self._seen.get((module, side), -1) + 1
+        index = self._where.count(module, side)
         if self._stray is not None:  # a block runs that was not expected; what is inside it is of no interest
-            if (module, side) != (self._stray, "exit"):
+            if module != self._stray or self.is_inside(module):
                 return
             self._stray = None
             self._end_call()
-        index = self._starts.get((module, side, occurrence)) if self._planned else None
         if index is not None:
             self._follow(index)
         elif (block := self._strays_into(module, side)) is not None:
             self._serve_stray(block)
-        elif side == "exit" and self._running is not None and self._running.block == module:
+        elif self._running is not None and self._running.block == module and not self.is_inside(module):
             self._end_call()
             if self._planned:
                 self._issue_through(self._next_call, serving=self._next_call)
+
+    def is_inside(self, module: str) -> bool:
+        """Whether a module runs: it was entered more often than left."""
+        return self._where.depth(module) > 0
 
     def _visits_us(self, module: str) -> bool:
         """Whether a module runs by itself, or a block inside of another one, where the plan does not say so."""
         if module not in self._needs.blocks:
             return not self._inside.is_served(module)
-        if self._running is None or self._running.block in (None, module):
+        running = self._running
+        if running is None or running.block in (None, module):
             return False
-        start = module, "enter", self._seen.get((module, "enter"), -1) + 1
-        return bool(self._visits) or self._stray is not None or start not in self._starts
+        index = self._where.start(module, "enter") if not self._visits and self._stray is None else None
+        is_part = index is not None and self._needs.calls[index].block == running.block
+        return not is_part and not set(self._needs.blocks[module].members) <= set(running.members)
 
     def finish(self) -> None:
         """The forward ended as it should."""
@@ -131,12 +123,10 @@ class Conductor:
             last = len(self._plan.trace.calls)
             self._issue_through(last, serving=last)
         self._flush()
-        self._carry_edits_of_standing()
+        self._standing.carry_edits_home()
         self._spills.bring_all_back()
         self.lanes.settle("d2h", self._arena.last_home)
-        self._device.reached("between blocks", self._arena.memory, self._needs.standing.reads, [])
-        self._arena.used(self._needs.standing, self.lanes.mark("compute"))
-        point_home(self._returning)
+        self._standing.end()
         if self._planned:
             self._log.end()
             self._forwards += 1
@@ -151,18 +141,16 @@ class Conductor:
             try:
                 self.lanes.synchronize()
             finally:
-                away = (m for m in self._homes.members() if not (self._stands and m in self._staying))
+                away = (member for member in self._homes.members() if not self._standing.stays(member))
                 point_home(away, self._lender.addresses())
-                self._arena.forget_all_but(self._needs.staying if self._stands else None)
+                self._arena.forget_all_but(self._standing.kept)
                 self._courier.forget()
                 self._start_over()
 
     def close(self) -> None:
         """Everything goes home; the arena may go."""
         try:
-            if self._stands:
-                self._arena.carry_home(dict.fromkeys(member.weight for member in self._needs.staying.members))
-                self._stands = False
+            self._standing.leave()
             self.lanes.synchronize()
         finally:
             point_home(self._homes.members())
@@ -172,7 +160,7 @@ class Conductor:
     def weight_at(self, address: int) -> tuple[Home, int] | None:
         """The weight whose seat has this address now, if its home holds the same bytes; and where it begins."""
         running = self._running.members if self._running is not None else ()
-        for member in (*running, *self._returning):
+        for member in (*running, *self._standing.returning):
             start = member.tensor.data_ptr() - member.offset
             home = self._homes.weights[member.weight]
             if start <= address < start + home.memory.nbytes:
@@ -204,6 +192,8 @@ class Conductor:
         A place that is passed again while the call that began there still runs is within that call: a loop over
         experts, say.
         """
+        if module in self._needs.blocks and self._running is not None and self._running.block not in (None, module):
+            return None  # a block inside of another one, which has all that this one reads
         needs = self._places.get((module, side), [])
         if not self._planned and side == "enter" and self._running is None:
             needs = needs or self._places.get((module, "exit"), [])
@@ -221,7 +211,7 @@ class Conductor:
 
     def _begin_visit(self, module: str) -> None:
         """Until a module ends, all that its block ever reads is there; then what ran before it goes on."""
-        self._visits.append(Visit(module, self._running))
+        self._visits.append(Visit(module, self._where.depth(module), self._running))
         self._end_call()
         self._stats.divergences += 1
         self._flush()
@@ -251,12 +241,12 @@ class Conductor:
     def _begin_call(self, need: Need) -> None:
         self._courier.open_gates(need.name)
         self._spills.call_begins(need.name)
-        if edited := edited_weights(need.members) - self._dirty:
+        pointing = self._pointings.of(need)
+        if edited := pointing.edited() - self._dirty:
             self._arena.forget(edited)
         self._arena.seat(need)
         self._device.reached(need.name, self._arena.memory, need.reads, need.writes)
-        for member in need.members:
-            member.tensor.data = member.seat
+        pointing.go()
         self._lender.lend(need)
         self._waited = self.lanes.waited_for("compute")
         self.lanes.start("compute")
@@ -274,7 +264,7 @@ class Conductor:
         self._arena.used(need, number)
         self._dirty |= need.written
         self._arena.carry_home(surprises)
-        point_home(need.members)
+        self._pointings.of(need).come_back()
         self._lender.take_back(need)
         if torch.is_autocast_enabled(self._arena.memory.device.type):
             torch.clear_autocast_cache()  # it would keep a cast of every weight that passes
@@ -283,16 +273,9 @@ class Conductor:
 
     def _unplanned_changes(self, need: Need) -> list[str]:
         """The weights that the call has changed though the plan does not say so; nobody else will carry them home."""
-        surprises = sorted(edited_weights(need.members) - need.written)
+        surprises = sorted((self._pointings.of(need).edited() | need.changed_unseen()) - need.written)
         self._arena.announce_changes(need, surprises)
         return surprises
-
-    def _carry_edits_of_standing(self) -> None:
-        """What is there throughout the forward was edited there by somebody's hook."""
-        if names := sorted(edited_weights(self._returning)):
-            self._arena.announce_changes(self._needs.standing, names)
-            self._arena.used(self._needs.standing, self.lanes.mark("compute"))
-            self._arena.carry_home(names)
 
     def _note_peak(self) -> None:
         """What the device says, or, where it cannot tell, the arena with the activations that were traced."""
@@ -305,9 +288,3 @@ class Conductor:
         if self._dirty:
             self._arena.carry_home(sorted(self._dirty))
             self._dirty.clear()
-
-
-def _remembered(plan: Plan, lane: Lane) -> int:
-    """As many tasks as the forwards that are kept have in a lane, the one that runs, and some that nobody planned."""
-    cold, steady = (sum(task.lane == lane for task in tasks) for tasks in (plan.cold, plan.steady))
-    return cold + (KEPT_FORWARDS + 1) * (steady + 1) + 32

@@ -91,7 +91,7 @@ class Forwards:
             return
         assert self._conductor is not None
         self._conductor.reach(name, side)
-        if now.is_block and (now.name, "exit") == (name, side):
+        if now.is_block and now.name == name and not self._conductor.is_inside(name):
             now.scope.__exit__(None, None, None)
 
     def _scope(self, turn: _Turn) -> AbstractContextManager[None]:
@@ -108,7 +108,6 @@ class Forwards:
             with _saving(conductor), conductor.watching():
                 yield
             conductor.finish()
-            self._watch.remember()
             self._release(turn)
         except BaseException:
             self._give_up(turn)
@@ -127,7 +126,6 @@ class Forwards:
         try:
             if self._conductor is not None:
                 self._conductor.abandon()
-                self._watch.remember()
         except Exception:
             self._release(turn)
             raise

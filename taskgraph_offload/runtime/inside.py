@@ -12,15 +12,17 @@ from torch import Tensor, jit, nn
 
 
 class Inside:
-    """For each module inside of blocks that has weights which come and go: its blocks; and which block runs `now`.
+    """For each block, and each module inside that has weights which come and go: its blocks; and which one runs `now`.
 
     A module may lie in several blocks. One that is elsewhere in the model, too, is not among them: what it reads is
     there throughout.
     """
 
     def __init__(self, model: nn.Module, blocks: Collection[str], moving: Iterable[Tensor]) -> None:
-        self.blocks_of = _blocks_of_modules(model, blocks, {id(tensor) for tensor in moving})
+        self.blocks_of: dict[str, tuple[str, ...]] = {block: (block,) for block in blocks if block}
+        self.blocks_of |= _blocks_of_modules(model, blocks, {id(tensor) for tensor in moving})
         self.now: str | None = None
+        self.thread = 0  # in which it runs
 
     def is_served(self, module: str) -> bool:
         """Whether what a module reads is there: it lies in the block that runs, or in none."""

@@ -128,3 +128,9 @@ def _cause(entry: Entry, times: dict[Waited, tuple[float, float]], free: float) 
     waited = [(times[task][1], task) for task in entry.waited if task in times]
     end, task = max(waited, default=(0.0, None))
     return task if end > free else None
+
+
+def remembered(plan: Plan, lane: Lane) -> int:
+    """As many tasks as the forwards that are kept have in a lane, the one that runs, and some that nobody planned."""
+    cold, steady = (sum(task.lane == lane for task in tasks) for tasks in (plan.cold, plan.steady))
+    return cold + (KEPT_FORWARDS + 1) * (steady + 1) + 32

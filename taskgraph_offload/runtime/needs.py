@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..homes import Home, Homes
 from ..members import Member
@@ -24,6 +25,7 @@ class Need:
 
     `ranges` are bytes of the arena with the bundle that must hold them. `beside` are weights whose seats collide with
     others of the same need: nobody planned that all of them are there at once, so they get memory of their own.
+    `unseen` are running statistics, with the modules that change them.
     """
 
     name: str
@@ -35,6 +37,11 @@ class Need:
     reads: list[Range] = field(default_factory=list)
     writes: list[Range] = field(default_factory=list)
     activation_bytes: int = 0
+    unseen: tuple[tuple[str, nn.Module], ...] = ()
+
+    def changed_unseen(self) -> set[str]:
+        """The running statistics that batch norms in training have changed, which torch does not count as edits."""
+        return {name for name, module in self.unseen if module.training}
 
 
 class Needs:
@@ -49,6 +56,7 @@ class Needs:
         self._plan, self._homes = plan, homes
         self._position = {name: i for bundle in plan.bundles.values() for i, name in enumerate(bundle.weights)}
         self.changed = changed_weights(plan)
+        self._statistics = _running_statistics(model, homes)
         self.standing_weights = standing_weights(plan)
         self.standing = self._need("standing", None, self.standing_weights, ())
         staying = [name for name in self.standing_weights if name in self.changed]
@@ -76,6 +84,7 @@ class Needs:
         need.members = tuple(member for weight in pointed for member in self._homes.weights[weight].members)
         need.written = frozenset(writes) - set(self.standing_weights)
         need.reads = [(start, stop) for _, start, stop in need.ranges]
+        need.unseen = tuple((weight, self._statistics[weight]) for weight in pointed if weight in self._statistics)
         need.writes = [self._range(weight) for weight in writes if weight in seated]
         return need
 
@@ -125,6 +134,14 @@ def standing_weights(plan: Plan) -> tuple[str, ...]:
 def standing_bundles(plan: Plan) -> frozenset[str]:
     """The bundles with weights that are there throughout."""
     return frozenset(plan.bundle_of[name] for name in standing_weights(plan))
+
+
+def _running_statistics(model: nn.Module, homes: Homes) -> dict[str, nn.Module]:
+    """The weights that batch norms change when they train, without a trace in the tensors' versions."""
+    weight_of = {id(member.tensor): member.weight for member in homes.members()}
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    kept = [(norm, buffer) for norm in norms for buffer in (norm.running_mean, norm.running_var)]
+    return {weight_of[id(buffer)]: norm for norm, buffer in kept if id(buffer) in weight_of}
 
 
 def _calls_by_block(plan: Plan) -> Mapping[str, list[Call]]:

@@ -24,8 +24,8 @@ class StandIn:
         self.name = name
         self._module = module
         self._own = vars(module).get(name)  # what the module had as an attribute itself
-        self._is_removed = False
-        functools.update_wrapper(cast(Callable[..., Any], self), self._method())
+        self.is_removed = False
+        functools.update_wrapper(cast(Callable[..., Any], self), self._method(), updated=())
         vars(module)[name] = self
 
     def _method(self) -> Callable[..., Any]:
@@ -35,7 +35,7 @@ class StandIn:
 
     def remove(self) -> None:
         """The method is found where it was."""
-        self._is_removed = True
+        self.is_removed = True
         if vars(self._module).get(self.name) is not self:
             return  # the module's owner has put something else there
         if self._own is not None:

@@ -60,12 +60,7 @@ class Watch:
         self._changed: set[str] = set()  # what the next forward will be told
         self._versions: list[int] = []
         self._list_tensors()
-        self.remember()
-        self._changed.clear()
-
-    def remember(self) -> None:
-        """A forward has ended: what was edited while it ran, the next one is told."""
-        self._changed |= self._edited()
+        self._edited()  # from here on
 
     def changes(self) -> set[str]:
         """The weights whose homes are not what the last forward found; memory that was replaced has become theirs."""
@@ -77,7 +72,7 @@ class Watch:
     def everything_changed(self) -> None:
         """Trust nothing but what the device alone knows."""
         for home in self._homes.weights.values():
-            if not any(member.shows(member.seat) and not member.shows(member.home) for member in home.members):
+            if not any(member.shows(member.seat) and not member.is_home for member in home.members):
                 self._changed.add(home.name)
 
     def _edited(self) -> set[str]:
@@ -106,18 +101,19 @@ class Watch:
         everyone = [(home, member) for home in self._homes.weights.values() for member in home.members]
         self._places: list[Place] = [(home, m, owner, key) for home, m in everyone for owner, key in m.owners]
         self._identities = [id(member.tensor) for _, member, _, _ in self._places]
+        self._lookups = [(owner.get, key) for _, _, owner, key in self._places]
 
     def _take_over(self) -> None:
         """Find other tensors in the model's hands, or other memory behind a tensor, and make that the home."""
         moves, problems = self._homes.moves, list[ExecutionError]()
         replaced, moved = dict[Member, tuple[Home, Tensor]](), list[tuple[Home, Member, Tensor]]()
-        if [id(owner.get(key)) for _, _, owner, key in self._places] != self._identities:
+        if [id(get(key)) for get, key in self._lookups] != self._identities:
             replaced = _replaced(self._places)
             moved = [(home, member, tensor) for member, (home, tensor) in replaced.items()]
         if _looks(self._tensors) != self._looks:
-            moved += [(home, m, m.tensor) for home, m in self._pairs if m not in replaced and not m.shows(m.home)]
+            moved += [(home, m, m.tensor) for home, m in self._pairs if m not in replaced and not m.is_home]
         for home, member in self._changing:
-            if member not in replaced and not member.shows(member.home) and not member.shows(member.seat):
+            if member not in replaced and not member.is_home and not member.shows(member.seat):
                 moved.append((home, member, member.tensor))
         for home, member, tensor in moved:
             try:
@@ -135,9 +131,9 @@ class Watch:
 
 
 def _looks(tensors: Iterable[Tensor]) -> list[object]:
-    """What other data would change: place, shape and strides; in lists, which are quick to make and to compare."""
+    """What other data would change: place, size and strides; in lists, which are quick to make and to compare."""
     tensors = list(tensors)
-    return [[t.data_ptr() for t in tensors], [t.shape for t in tensors], [t.stride() for t in tensors]]
+    return [[t.data_ptr() for t in tensors], [t.numel() for t in tensors], [t.stride() for t in tensors]]
 
 
 def _replaced(places: Iterable[Place]) -> dict[Member, tuple[Home, Tensor]]:
