@@ -8,7 +8,7 @@ The arena of every draft looks like this:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
@@ -36,12 +36,12 @@ class Draft:
     seats: tuple[Seat, ...]
     copies: tuple[Copy, ...]
     step_seconds: float
-    slower_seconds: float
+    others: Mapping[float, float]  # the step with a slower and with a faster link
     score: float
 
     def seconds(self, link: float) -> float:
-        """The step with the link as it was measured, or with the slower one."""
-        return self.step_seconds if link == 1.0 else self.slower_seconds
+        """The step with a link so many times as fast as measured: as it is, the slower or the faster one."""
+        return self.step_seconds if link == 1.0 else self.others[link]
 
     @property
     def streaming(self) -> frozenset[int]:
@@ -113,9 +113,9 @@ class Desk:
         step = steady_seconds(seconds, copies, rate, latency)
         if self._least_score(step, sum(copy.stop - copy.start for copy in copies)) >= beat:
             return None
-        slower, faster = (steady_seconds(seconds, copies, rate * link, latency) for link in (SLOWER_LINK, FASTER_LINK))
+        others = {link: steady_seconds(seconds, copies, rate * link, latency) for link in (SLOWER_LINK, FASTER_LINK)}
         runs = tuple(run for _, run in placed)
-        return Draft(self.stock, runs, tuple(seats), tuple(copies), step, slower, score(step, slower, faster))
+        return Draft(self.stock, runs, tuple(seats), tuple(copies), step, others, score(step, *others.values()))
 
 
 def score(step: float, slower: float, faster: float) -> float:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from math import inf
 
 from .candidates import Candidate, candidates
-from .draft import SLOWER_LINK, Desk, Draft
+from .draft import FASTER_LINK, SLOWER_LINK, Desk, Draft
 from .items import Units
 from .pace import steady_pace
 from .rounding import round_to_items, trim
@@ -27,6 +27,7 @@ _MOST_LIMITS = 7  # to an item's bytes
 _ENOUGH = 1.02  # times what is missing: less than that cannot stream through any ring
 _MOST_DRAFTS = 8  # of one capacity
 _LEAST_DRAFTS = 12
+_LINKS = {1.0: 0.6, FASTER_LINK: 0.25, SLOWER_LINK: 0.15}  # and the part of the drafts that are made for each
 _EFFORT = 26_000  # units and items in all drafts together
 _MANY_LATENCIES = 0.01  # of the pace: then streaming few units wholly may be better than all a little
 
@@ -34,7 +35,14 @@ _MANY_LATENCIES = 0.01  # of the pace: then streaming few units wholly may be be
 def search(desk: Desk, best: Draft | None = None) -> Draft | None:
     """The best draft that is found at this desk, or the one to beat."""
     drafts = max(_LEAST_DRAFTS, _EFFORT // (len(desk.stock.seconds) + len(desk.stock.items)))
-    for link, units, share in _directions(desk):
+    for link, part in _LINKS.items():
+        best = _search(desk, best, link, int(drafts * part))
+    return best
+
+
+def _search(desk: Desk, best: Draft | None, link: float, drafts: int) -> Draft | None:
+    """The best of so many drafts that would be good with a link so many times as fast, or the one to beat."""
+    for units, share in _directions(desk):
         if not drafts:
             break
         for candidate in _candidates(desk, units, share, best, link)[:_MOST_DRAFTS]:
@@ -43,11 +51,10 @@ def search(desk: Desk, best: Draft | None = None) -> Draft | None:
     return best
 
 
-def _directions(desk: Desk) -> Iterator[tuple[float, Units, float]]:
-    """Where to look, the likeliest first: the link as measured or slower, what may stream, and how much to spare."""
-    for link in (1.0, SLOWER_LINK):
-        for units in _smaller_and_smaller_items(desk):
-            yield from ((link, units, share) for share in _SET_ASIDE)
+def _directions(desk: Desk) -> Iterator[tuple[Units, float]]:
+    """Where to look, the likeliest first: what may stream, and how much to spare."""
+    for units in _smaller_and_smaller_items(desk):
+        yield from ((units, share) for share in _SET_ASIDE)
 
 
 def pace_of(desk: Desk) -> float:
