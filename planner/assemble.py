@@ -11,7 +11,6 @@ from taskgraph_offload.budget import readable
 from taskgraph_offload.errors import BudgetError
 from taskgraph_offload.machine import Machine
 from taskgraph_offload.plan import Bound, Bundle, Plan, aligned, span_bytes
-from taskgraph_offload.simulate import SETTLED
 from taskgraph_offload.trace import Trace
 
 from . import strategies
@@ -48,10 +47,9 @@ class Request:
 def make_plan(request: Request, budget_bytes: int) -> Plan:
     """Plan within a budget and prove the plan, or raise `BudgetError`."""
     least = bound(request.trace, budget_bytes - request.margin_bytes, request.machine)
-    plan = draft(request, budget_bytes)
-    if request.strategy == "auto" and plan.predict(SETTLED).step_seconds > least.step_seconds * CLOSE:
+    plan = replace(draft(request, budget_bytes), bound=least)
+    if request.strategy == "auto" and plan.settled_seconds > least.step_seconds * CLOSE:
         plan = best_of(plan, _rivals(request, budget_bytes))
-    plan = replace(plan, bound=least)
     plan.verify()
     return plan
 

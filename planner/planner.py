@@ -14,7 +14,6 @@ from taskgraph_offload.errors import SettingsError, shown
 from taskgraph_offload.machine import Machine
 from taskgraph_offload.plan import Outlook, Plan, aligned
 from taskgraph_offload.reports import Comparison, Sweep
-from taskgraph_offload.simulate import SETTLED
 from taskgraph_offload.timeline import Timeline
 from taskgraph_offload.trace import Trace
 
@@ -132,7 +131,7 @@ class Planner:
     def plan(self) -> Plan:
         """Plan, prove the plan, and say what other budgets would do."""
         plan = make_plan(self._request(), self.budget_bytes)
-        if self._incumbent is not None and _step(self._incumbent) <= _step(plan):
+        if self._incumbent is not None and self._incumbent.settled_seconds <= plan.settled_seconds:
             plan = replace(self._incumbent, bound=plan.bound)
         self._latest = replace(plan, outlook=self._outlook(plan))
         return self._latest
@@ -182,19 +181,15 @@ class Planner:
 
         The guess is that a plan reaches the bound where that is compute, and else stays as far from it as this plan.
         """
-        step, more = _step(plan), plan.budget_bytes + GIB
+        step, more = plan.settled_seconds, plan.budget_bytes + GIB
         if self._strategy == "auto":
             with_more = bound(self.trace, more - self.margin_bytes, self.machine).step_seconds
             if with_more > sum(call.cost(self.machine) for call in self.trace.calls) * (1 + 1e-9):
                 with_more *= step / plan.bound.step_seconds
         else:
-            with_more = _step(draft(self._request(), more))
+            with_more = draft(self._request(), more).settled_seconds
         enough = smallest_budget_without_stall(self.trace, self.machine) + self.margin_bytes
         return Outlook(enough, with_more)
-
-
-def _step(plan: Plan) -> float:
-    return plan.predict(SETTLED).step_seconds
 
 
 def parse_margin(value: float | str) -> Budget:

@@ -27,21 +27,23 @@ CLOSE = 1.002  # times the bound: no rival could do noticeably better
 
 def best_of(plan: Plan, rivals: Iterable[Plan]) -> Plan:
     """The plan, or a rival that is faster and has the better score, under the plan's name."""
-    best, step, least = plan, _step(plan), inf
+    best, least = plan, inf
     for rival in rivals:
-        if (faster := _step(rival)) < step:
-            least = min(least, _score(best, step))
-            if (its := _score(rival, faster)) < least:
-                best, step, least = rival, faster, its
-    return replace(best, strategy=plan.strategy, options=plan.options)
+        if _copying(rival) < best.settled_seconds and rival.settled_seconds < best.settled_seconds:
+            least = min(least, _score(best))
+            if (its := _score(rival)) < least:
+                best, least = rival, its
+    return best if best is plan else replace(best, strategy=plan.strategy, options=plan.options, bound=plan.bound)
 
 
-def _score(plan: Plan, step: float) -> float:
-    return score(step, _step(plan, _link(plan, SLOWER_LINK)), _step(plan, _link(plan, FASTER_LINK)))
+def _copying(plan: Plan) -> float:
+    """How long the link takes for a step: no step is shorter."""
+    return plan.streamed_bytes / plan.machine.h2d_bytes_per_second
 
 
-def _step(plan: Plan, machine: Machine | None = None) -> float:
-    return plan.predict(SETTLED, machine).step_seconds
+def _score(plan: Plan) -> float:
+    others = (plan.predict(SETTLED, _link(plan, times)).step_seconds for times in (SLOWER_LINK, FASTER_LINK))
+    return score(plan.settled_seconds, *others)
 
 
 def _link(plan: Plan, times: float) -> Machine:

@@ -28,7 +28,7 @@ _ENOUGH = 1.02  # times what is missing: less than that cannot stream through an
 _MOST_DRAFTS = 8  # of one capacity
 _LEAST_DRAFTS = 12
 _LINKS = {1.0: 0.6, FASTER_LINK: 0.25, SLOWER_LINK: 0.15}  # and the part of the drafts that are made for each
-_EFFORT = 26_000  # units and items in all drafts together
+_EFFORT = 22_000  # units and items in all drafts together
 _MANY_LATENCIES = 0.01  # of the pace: then streaming few units wholly may be better than all a little
 
 

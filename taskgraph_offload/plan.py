@@ -170,6 +170,13 @@ class Plan:
 
         return connect(self, cycles)
 
+    @cached_property
+    def settled_seconds(self) -> float:
+        """The predicted step, when it has found its pace."""
+        from .simulate import SETTLED
+
+        return self.predict(SETTLED).step_seconds
+
     def predict(self, cycles: int = 3, machine: Machine | str | None = None) -> Timeline:
         """The predicted timeline; of the same plan on another machine, if one is given."""
         from .simulate import simulate
