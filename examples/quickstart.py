@@ -5,7 +5,7 @@ from tiny_dit import make
 
 import taskgraph_offload as tgo
 
-model, inputs = make()
+model, inputs = make("cuda" if torch.cuda.is_available() else "cpu")
 plan = tgo.Planner(model, budget_gb="40%", inputs=inputs).plan()
 print(plan.explain())
 with torch.inference_mode(), tgo.Executor(model, plan) as run:

@@ -24,15 +24,16 @@ def main() -> int:
     given = parser.parse_args()
 
     model = AutoModelForCausalLM.from_pretrained(given.path) if given.path else small_llama()
-    prompt = torch.arange(1, 9).reshape(1, 8)
-    expected = None if given.path else model.generate(prompt, max_new_tokens=8, do_sample=False)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    prompt = torch.arange(1, 9, device=device).reshape(1, 8)
+    expected = None if given.path else model.to(device).generate(prompt, max_new_tokens=8, do_sample=False)
 
     inputs = {"input_ids": prompt, "use_cache": True}
     with tgo.offload(model.eval(), given.budget, inputs=inputs) as run:
         print(run.plan.explain())
-        tokens = model.generate(prompt.to(model.device), max_new_tokens=8, do_sample=False)
+        tokens = model.generate(prompt, max_new_tokens=8, do_sample=False)
     print("tokens     ", tokens[0].tolist())
-    if expected is not None and not torch.equal(tokens.cpu(), expected):
+    if expected is not None and not torch.equal(tokens, expected):
         print("the tokens differ from the plain model's")
         return 1
     return 0

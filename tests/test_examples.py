@@ -65,7 +65,7 @@ def test_the_demo_fails_where_an_output_differs(demo, monkeypatch, capsys):
     """The model gives something else every time."""
     model, inputs = demo.make()
     model.register_forward_hook(lambda model, args, output: output + torch.rand(()))
-    monkeypatch.setattr(demo, "make", lambda: (model, inputs))
+    monkeypatch.setattr(demo, "make", lambda device: (model, inputs))
     assert demo.main() == 1
     faults = [line for line in capsys.readouterr().out.splitlines() if "differs from the plain model's" in line]
     assert faults[:2] == [f"auto: step {step} differs from the plain model's" for step in (0, 1)]
