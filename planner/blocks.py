@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from taskgraph_offload.errors import SettingsError
 from taskgraph_offload.trace import INPUT, Activation, Boundary, Call, Piece, Weight, call_name
 
-from .recorder import Life, Segment
+from .tracing.recorder import Life, Segment
 
 LISTS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 SMALL_LIST_ITEM = 1 / 16  # a list item with at most this share of the bytes is never looked into

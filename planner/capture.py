@@ -21,16 +21,16 @@ from torch._subclasses import fake_tensor
 from taskgraph_offload.errors import OffloadError, SettingsError, TraceError
 from taskgraph_offload.trace import Trace
 
-from .backup import Backup
 from .blocks import Needs, always_resident, check_patterns, choose_blocks, fold, lasting, match_blocks
-from .fakes import Fakes, assert_none_left
-from .inputs import Inputs, example_of, read_inputs
-from .operators import tensors_in
-from .recorder import Life, Recorder, Segment, boundaries_reported
-from .storages import Storages
-from .symbolic import symbolic_segments
-from .unseen import add_unseen
-from .untouched import same_random_numbers, untouched
+from .tracing.backup import Backup
+from .tracing.fakes import Fakes, assert_none_left
+from .tracing.inputs import Inputs, example_of, read_inputs
+from .tracing.operators import tensors_in
+from .tracing.recorder import Life, Recorder, Segment, boundaries_reported
+from .tracing.storages import Storages
+from .tracing.symbolic import symbolic_segments
+from .tracing.unseen import add_unseen
+from .tracing.untouched import same_random_numbers, untouched
 
 NEEDS_REAL_DATA = {  # by name: not every torch has all of them
     *("DataDependentOutputException", "DynamicOutputShapeException", "UnsupportedFakeTensorException"),
@@ -68,7 +68,7 @@ def capture(
 
     >>> trace = capture(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)), torch.zeros(1, 8))
     >>> [(call.name, call.reads) for call in trace.calls]
-    [('0', ('0.bias', '0.weight')), ('0:after', ()), ('2', ('2.bias', '2.weight'))]
+    [('0', ('0.weight', '0.bias')), ('0:after', ()), ('2', ('2.weight', '2.bias'))]
     """
     _check_arguments(model, entry, blocks)
     _check_modules(model)

@@ -14,7 +14,7 @@ from taskgraph_offload.machine import Machine
 from taskgraph_offload.plan import Plan
 from taskgraph_offload.simulate import SETTLED
 
-from .draft import FASTER_LINK, SLOWER_LINK, score
+from .streaming.draft import FASTER_LINK, SLOWER_LINK, score
 
 RIVALS: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("keep", {}),

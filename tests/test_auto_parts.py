@@ -9,14 +9,14 @@ import pytest
 from scipy.optimize import linprog
 
 import taskgraph_offload as tgo
-from planner.copies import Copy, Seat, copies_of
-from planner.draft import Desk
-from planner.fluid import Flow
-from planner.items import take_stock
-from planner.ring import ring
-from planner.rounding import round_to_items
-from planner.search import search
-from planner.units import cut_finer
+from planner.streaming.copies import Copy, Seat, copies_of
+from planner.streaming.draft import Desk
+from planner.streaming.fluid import Flow
+from planner.streaming.items import take_stock
+from planner.streaming.ring import ring
+from planner.streaming.rounding import round_to_items
+from planner.streaming.search import search
+from planner.streaming.units import cut_finer
 
 from .made import SLOW_LINK, plan_of
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from planner.operators import effect_of
+from planner.tracing.operators import effect_of
 
 aten = torch.ops.aten
 A, B = torch.zeros(2, 3), torch.zeros(3, 4)

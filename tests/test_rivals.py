@@ -9,7 +9,7 @@ import pytest
 
 import taskgraph_offload as tgo
 from planner.rivals import best_of
-from planner.rounding import round_to_items, trim
+from planner.streaming.rounding import round_to_items, trim
 from taskgraph_offload.plan import aligned
 
 from .made import SLOW_LINK, plan_of, trace_of

@@ -10,7 +10,7 @@ import torch
 
 import taskgraph_offload as tgo
 from planner.idle import least_transients
-from planner.spills import choose, findable, lowest_peak, with_spills
+from planner.streaming.spills import choose, findable, lowest_peak, with_spills
 from taskgraph_offload.graph import print_tasks
 from taskgraph_offload.trace import INPUT, Activation, Trace
 

@@ -17,14 +17,14 @@ from dataclasses import replace
 
 from taskgraph_offload.trace import Trace
 
-from ..draft import Desk, Draft
-from ..items import take_stock
 from ..problem import Problem
 from ..schedule import Infeasible, Schedule
-from ..search import pace_of, search
-from ..spills import choose, cut_for_spills, findable, lowest_peak, peak_with, with_spills
-from ..streaming import to_schedule
-from ..units import cut_finer
+from ..streaming.draft import Desk, Draft
+from ..streaming.items import take_stock
+from ..streaming.search import pace_of, search
+from ..streaming.serial import to_schedule
+from ..streaming.spills import choose, cut_for_spills, findable, lowest_peak, peak_with, with_spills
+from ..streaming.units import cut_finer
 from . import resident, sequential
 
 _CUTS = (4, 16, 64)  # a call is cut where a run of pieces reads the largest call's bytes divided by this

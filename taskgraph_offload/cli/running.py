@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 import torch
 from torch import Tensor, nn
 
-from planner.inputs import Inputs, example_of, read_inputs
+from planner.tracing.inputs import Inputs, example_of, read_inputs
 from taskgraph_offload.budget import readable
 from taskgraph_offload.errors import SettingsError
 from taskgraph_offload.executor import Executor

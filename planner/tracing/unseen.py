@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from taskgraph_offload.trace import Weight
 
-from .blocks import follow
+from ..blocks import follow
 from .recorder import Segment
 
 

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..pace import Pace, steady_pace
+from ..windows import Cycle
 from .fluid import Flow, Numbers
 from .items import Units
-from .pace import Pace, steady_pace
-from .windows import Cycle
 
 _SLOWER = (0.0, 0.001, 0.003, 0.006, 0.01, 0.02, 0.04)  # than the best pace of a capacity and a ring
 _SMALLEST_RING = 0.4  # in usual items

@@ -15,12 +15,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import inf
 
+from ..pace import steady_pace
+from ..windows import Cycle
 from .candidates import Candidate, candidates
 from .draft import FASTER_LINK, SLOWER_LINK, Desk, Draft
 from .items import Units
-from .pace import steady_pace
 from .rounding import round_to_items, trim
-from .windows import Cycle
 
 _SET_ASIDE = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)  # of the capacity, in usual items
 _MOST_LIMITS = 7  # to an item's bytes

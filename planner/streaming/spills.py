@@ -20,7 +20,7 @@ from taskgraph_offload.graph import ACTIVATION, Task
 from taskgraph_offload.plan import aligned
 from taskgraph_offload.trace import INPUT, Activation, Trace
 
-from .idle import first_pieces, idle_spans
+from ..idle import first_pieces, idle_spans
 from .units import cut_finer
 
 

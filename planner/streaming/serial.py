@@ -15,10 +15,10 @@ from taskgraph_offload.graph import Task
 from taskgraph_offload.plan import span_bytes
 from taskgraph_offload.trace import Trace
 
+from ..problem import unique
+from ..schedule import Schedule
 from .copies import Copy
 from .draft import Draft
-from .problem import unique
-from .schedule import Schedule
 
 
 def to_schedule(draft: Draft) -> Schedule:
