@@ -64,10 +64,21 @@ def everything() -> tuple[Choice, ...]:
 def _requests(request: Request, choices: Sequence[Choice] | None) -> list[Request]:
     """The same request for each strategy; by default, for all."""
     asked = everything() if choices is None else choices
-    pairs = [(choice, {}) if isinstance(choice, str) else choice for choice in asked]
+    pairs = [_pair(choice) for choice in asked]
     for name, options in pairs:
         strategies.check_options(name, options)
     return [replace(request, strategy=name, options=options) for name, options in pairs]
+
+
+def _pair(choice: Any) -> tuple[str, Mapping[str, Any]]:
+    match choice:
+        case str():
+            return choice, {}
+        case (str() as name, Mapping() as options):
+            return name, options
+    raise SettingsError(
+        f"{choice!r} is no strategy; give a name, or a name with options: ('layerwise', {{'ratio': 0.5}})"
+    )
 
 
 def _compared(request: Request, budget_bytes: int) -> dict[str, Any]:

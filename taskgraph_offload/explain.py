@@ -80,7 +80,7 @@ def _outlook(plan: Plan, timeline: Timeline) -> list[tuple[str, str]]:
     gain = 1 - more / step if step else 0.0
     shorter = f"a step of about {readable_seconds(more)}, {gain:.1%} less" if gain > 5e-4 else "no shorter step"
     return [
-        ("no stall", f"possible from a budget of {readable(plan.outlook.no_stall_bytes)} on"),
+        ("no stall", f"only from a budget of {readable(plan.outlook.no_stall_bytes)} on, whatever the schedule"),
         ("1 GiB more", shorter),
     ]
 

@@ -45,7 +45,7 @@ class Bound:
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """What other budgets would do: the smallest one with no stall, and the step with one GiB more."""
+    """What other budgets would do: below which one every schedule stalls, and the step with one GiB more."""
 
     no_stall_bytes: int
     one_more_gib_step_seconds: float

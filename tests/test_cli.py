@@ -307,6 +307,22 @@ def test_run_measures_what_was_predicted(ask):
     assert re.search(r"▸ +step +\S+ .?s +\S+ .?s +\d", page)
 
 
+@pytest.mark.parametrize("device", ["cuda:99", "foo", "cpu:3"])
+def test_a_device_that_is_not_there_is_refused_before_anything_is_built(refused, device):
+    config = "tests/configs/flux1_dev.json"  # 22 GiB of weights, if they were made
+    line = refused("run", "--config", config, "--budget", "60%", "--machine", "rtx4090", "--device", device)
+    assert "device" in line
+    assert device.partition(":")[0] in line
+
+
+def test_a_slower_link_is_predicted_too(ask):
+    """Whether the machine is measured or named."""
+    command = ("run", "toy_models:build", "--budget", "50%", "--strategy", "layerwise", "--device", "cpu", "--steps", 3)
+    found = json.loads(ask(*command, "--machine", "cpu", "--link", "0.001", "--json"))
+    moved = found["stats"]["h2d_bytes"] / 3
+    assert found["predicted"]["step_seconds"] > 0.8 * moved / 1e6
+
+
 def test_a_configuration_runs_with_random_weights_where_they_fit(ask, refused):
     Path("config.json").write_text(json.dumps(SMALL["t5"]))
     run = ("run", "--budget", "80%", "--device", "cpu", "--machine", "cpu")

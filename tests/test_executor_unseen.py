@@ -121,3 +121,13 @@ def test_stats_begin_anew_with_each_attach() -> None:
         found.append((run.stats.h2d_bytes, run.stats.copies))
     assert found[0] == found[1]
     assert found[0][0] > 0
+
+
+def test_the_measured_memory_begins_with_the_arena() -> None:
+    made, plan = case("chain"), known_plan("chain")
+    with torch.no_grad(), tgo.Executor(made.model, plan, device="cpu") as run:
+        for _ in range(2):
+            made()
+        timeline = run.timeline()
+    first = timeline.memory[0]
+    assert (first.seconds, first.nbytes) == (min(span.start for span in timeline.spans), plan.arena_bytes)

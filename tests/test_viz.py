@@ -148,11 +148,21 @@ def test_predicted_and_measured_share_one_time_axis_and_measured_says_how_far_of
     assert any(off in text for text in texts(figure))
 
 
+def test_a_cold_step_is_compared_with_a_cold_step() -> None:
+    """And with no bound, which is that of a steady one."""
+    timeline = predicted(8)
+    real = measured(predicted(8, cycles=1))
+    (head,) = [text for text in texts(draw_timelines([timeline, real])) if "against predicted" in text]
+    assert head.startswith("cold step")
+    assert "bound" not in head
+    assert f"{real.step_seconds / timeline.cold_seconds - 1:+.1%} against predicted" in head
+
+
 def test_of_a_long_run_the_first_steps_are_drawn() -> None:
     timeline = predicted(8, cycles=20)
     figure = draw_timelines([timeline])
     assert figure.axes[0].get_xlim()[1] < timeline.ends[3]
-    assert any("first 3 of 20 steps shown" in text for text in texts(figure))
+    assert any("first 3 of 20 steps shown, figures of the last" in text for text in texts(figure))
 
 
 def test_a_warm_run_stands_below_the_steady_steps_of_the_cold_one() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,19 @@ def test_a_sweep_has_a_curve_for_each_strategy_and_the_bound_beneath() -> None:
     assert list(lines["bound"].get_ydata()) == pytest.approx(
         [row["bound_seconds"] * 1e3 for row in sweep.rows if row["strategy"] == sweep.strategies[0]]
     )
+
+
+def test_no_plan_lies_in_the_field_that_no_schedule_enters() -> None:
+    """Nor at budgets between those of the sweep."""
+    planned = planner(8)
+    lines = {line.get_gid(): line for line in draw_sweep(planned.sweep(4, ["auto"])).axes[0].get_lines()}
+    assert lines["bound"].get_drawstyle() == "steps-pre"
+    places = list(zip(*lines["bound"].get_data(), strict=True))
+    for number, ((before, _), (after, height)) in enumerate(pairwise(places)):
+        for share in (0.02, 0.5):
+            budget = f"{int((before + share * (after - before)) * MIB)}B"
+            plan = tgo.Planner.for_trace(planned.trace, budget, machine=planned.machine).plan()
+            assert plan.settled_seconds * 1e3 >= height * (1 - 1e-9), number
 
 
 def test_a_sweep_rings_each_knee() -> None:

@@ -139,15 +139,17 @@ def _later(timeline: Timeline, seconds: float) -> Timeline:
 def header(timeline: Timeline, others: Sequence[Timeline] = ()) -> str:
     """What a timeline says in one line: the step, how far it is from the bound, what was hidden, what it took."""
     step, bound, waits = timeline.step_seconds, timeline.bound_seconds, timeline.stall_seconds
-    words = [f"step {readable_seconds(step)}"]
-    if bound > 0:
+    is_cold = timeline.starts_cold and timeline.cycles == 1
+    words = [f"{'cold ' * is_cold}step {readable_seconds(step)}"]
+    if bound > 0 and not is_cold:
         words[0] += f" = {step / bound:.2f} {style.TIMES} bound {readable_seconds(bound)}"
     guess = next((other for other in others if other.source == "predicted"), None)
-    if timeline.source == "measured" and guess is not None and guess.step_seconds > 0:
-        words.append(f"{step / guess.step_seconds - 1:+.1%} against predicted")
+    promised = 0.0 if guess is None else guess.cold_seconds if is_cold else guess.step_seconds
+    if timeline.source == "measured" and promised > 0:
+        words.append(f"{step / promised - 1:+.1%} against predicted")
     words.append(f"waits {readable_seconds(waits)} ({waits / step:.0%})" if waits > 1e-6 * step else "no waits")
     words.append(f"overlap {timeline.overlap:.0%}")
     words.append(f"peak {readable(timeline.peak_bytes)}")
     if timeline.cycles > SHOWN_CYCLES:
-        words.append(f"first {SHOWN_CYCLES} of {timeline.cycles} steps shown")
+        words.append(f"first {SHOWN_CYCLES} of {timeline.cycles} steps shown, figures of the last")
     return "   ·   ".join(words)

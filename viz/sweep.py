@@ -79,11 +79,13 @@ class Units:
 
 
 def _draw_bound(axes: Axes, sweep: Sweep, units: Units) -> None:
-    """A field that no schedule enters."""
+    """A field that no schedule enters. Between two budgets the bound is at least what it is at the larger one."""
     known = {units.place(row, "bound_seconds") for row in sweep.rows if math.isfinite(row["bound_seconds"])}
     budgets, bounds = zip(*sorted(known), strict=True) if known else ((), ())
-    axes.fill_between(budgets, bounds, color=style.GRID, linewidth=0)
-    axes.plot(budgets, bounds, color=style.FAINT, linewidth=1.2, linestyle=(0, (5, 2)), gid="bound")
+    axes.fill_between(budgets, bounds, color=style.GRID, linewidth=0, step="pre")
+    axes.plot(
+        budgets, bounds, color=style.FAINT, linewidth=1.2, linestyle=(0, (5, 2)), gid="bound", drawstyle="steps-pre"
+    )
     if known:
         middle, low = (budgets[0] + budgets[-1]) / 2, 0.03 * axes.get_ylim()[1]
         axes.text(middle, low, "below the bound: no schedule", ha="center", color=style.INK, **style.PLAIN)

@@ -38,7 +38,7 @@ def settings_of(arguments: Namespace) -> Settings:
 def subject_of(arguments: Namespace, device: str = "meta") -> Subject:
     """The model that was named, built on a device if it comes from a configuration."""
     if (arguments.model is None) == (arguments.config is None):
-        _wrong_usage(arguments, "name one model: module:factory, or --config FILE")
+        _wrong_usage(arguments, "name one model, before the options: module:factory, or --config FILE")
     sizes = {name: getattr(arguments, name) for name in SIZES if getattr(arguments, name) is not None}
     if arguments.model is not None:
         if sizes or arguments.dtype:

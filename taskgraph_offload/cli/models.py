@@ -144,7 +144,8 @@ def _from_transformers(fields: dict[str, Any]) -> Callable[[], nn.Module]:
     if family not in transformers.CONFIG_MAPPING:
         raise SettingsError(f"transformers {transformers.__version__} has no model_type {family!r}")
     config = transformers.CONFIG_MAPPING[family].from_dict(fields)
-    name = next(iter(fields.get("architectures") or ()), None)
+    named = fields.get("architectures") or ()
+    name = named if isinstance(named, str) else next(iter(named), None)
     if name is None:
         return lambda: transformers.AutoModel.from_config(config)
     kind = _model_class(transformers, name)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from planner.tracing.inputs import Inputs, example_of, read_inputs
 from taskgraph_offload.budget import readable
+from taskgraph_offload.devices import check_device
 from taskgraph_offload.errors import SettingsError
 from taskgraph_offload.executor import Executor
 from taskgraph_offload.machine import Machine
@@ -30,13 +31,16 @@ def run(arguments: Namespace) -> Answer:
     """Run the model for some steps by its plan, and see whether the plan kept its promise."""
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     link = None if arguments.link is None else arguments.link * GB
+    check_device(device, link)
     settings = settings_of(arguments)
-    if settings.machine is None:
+    machine = settings.machine
+    if machine is None:
         with working(f"measuring {device}"):
-            settings = replace(settings, machine=_paced(Machine.measure(device), link))
+            machine = Machine.measure(device)
+    settings = replace(settings, machine=_paced(Machine.of(machine), link))
     subject = _with_weights(arguments)
     made = planned(planner_of(arguments, settings, subject))
-    given = _inputs_on(subject, made, "cpu" if device == "checked" else device)
+    given = _inputs_on(subject, made, "cpu" if device.startswith("checked") else device)
     with Executor(subject.model, made, device=device, link_bytes_per_second=link) as executor:
         for _ in one_by_one(range(arguments.steps), "running"):
             _forward(subject.model, made, given)
@@ -61,8 +65,11 @@ def _figures(measured: Timeline, executor: Executor) -> documents.Document:
 
 
 def _paced(machine: Machine, link: float | None) -> Machine:
-    """The machine behind a slower link."""
-    return machine if link is None else replace(machine, h2d_bytes_per_second=link, d2h_bytes_per_second=link)
+    """The machine behind a link that is no faster than this."""
+    if link is None:
+        return machine
+    h2d, d2h = min(link, machine.h2d_bytes_per_second), min(link, machine.d2h_bytes_per_second)
+    return replace(machine, h2d_bytes_per_second=h2d, d2h_bytes_per_second=d2h)
 
 
 def _with_weights(arguments: Namespace) -> Subject:

@@ -75,6 +75,8 @@ def print_table(
         style = "bold green" if marked(row) else "dim" if faint(row) else ""
         table.append(_line(mark if marked(row) else " ", texts, style))
     console.print(Text("\n").join(table), soft_wrap=True)
+    if left_out := [column.head for column in columns if column.head not in {cells.texts[0] for cells in kept}]:
+        console.print(f"no room for: {printable(', '.join(left_out))}; --json has all", style="dim")
 
 
 def fitting(columns: Sequence[Cells], room: int) -> list[Cells]:

@@ -83,12 +83,19 @@ class Log:
         return Timeline(
             source="measured",
             spans=tuple(span for span, _ in spans),
-            memory=tuple(MemoryPoint(span.start, used) for span, used in spans if span.lane == "compute"),
+            memory=_memory(plan, spans),
             budget_bytes=plan.budget_bytes,
             title=plan.title,
             bound_seconds=plan.bound.step_seconds,
             starts_cold=bool(forwards) and forwards[0].cold,
         )
+
+
+def _memory(plan: Plan, spans: list[tuple[Span, int]]) -> tuple[MemoryPoint, ...]:
+    """The arena, from the first moment on, and what the calls use besides."""
+    begin = min((span.start for span, _ in spans), default=0.0)
+    used = (MemoryPoint(span.start, nbytes) for span, nbytes in spans if span.lane == "compute")
+    return (MemoryPoint(begin, plan.arena_bytes), *used)
 
 
 def _spans(forwards: list[Forward], lanes: Lanes) -> list[tuple[Span, int]]:
