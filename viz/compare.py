@@ -85,14 +85,11 @@ def draw_comparison(comparison: Comparison) -> Figure:
 
 
 def _columns(rows: Sequence[Row]) -> dict[str, list[str]]:
-    """What is written beside the bars of times."""
+    """What is written beside the bars of times; the ratio is that of the column before it."""
     show = style.seconds_text(max(map(_longest, rows)))
-    columns = {
-        "step": [show(row["step_seconds"]) for row in rows],
-        "/ bound": [_to_bound(row) for row in rows],
-        "measured": [show(row["measured_step_seconds"]) for row in rows],
-    }
-    return {head: cells for head, cells in columns.items() if head != "measured" or any(cells)}
+    predicted, measured = ([show(row[key]) for row in rows] for key in ("step_seconds", "measured_step_seconds"))
+    steps = {"predicted": predicted, "measured": measured} if any(measured) else {"step": predicted}
+    return {**steps, "/ bound": [_to_bound(row) for row in rows]}
 
 
 def _to_bound(row: Row) -> str:
