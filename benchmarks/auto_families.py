@@ -22,13 +22,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import taskgraph_offload as tgo
 from benchmarks.auto_robustness import losses
+from planner.rivals import RIVALS
 
-OTHERS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("sequential", {}),
-    ("layerwise", {}),
-    ("layerwise", {"prefetch": 2, "residents": "spread"}),
-    ("keep", {}),
-)
+OTHERS = (("sequential", {}), ("layerwise", {}), *RIVALS)
 MIB = 2**20
 Chance = random.Random
 Unit = tuple[float, list[float]]  # how long it computes, and its tensors' MiB; both as shares, scaled later

@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from taskgraph_offload.errors import SettingsError
+from taskgraph_offload.names import START
 from taskgraph_offload.trace import INPUT, Activation, Boundary, Call, Piece, Weight, call_name
 
 from .tracing.recorder import Life, Segment
@@ -271,7 +272,7 @@ def _name(region: Region, names: Sequence[str]) -> str:
     """A name of the call that none before it has."""
     if region.block is not None:
         return call_name(region.block or "model", region.boundary.occurrence, names)
-    return call_name(f"{names[-1]}:after" if names else ":start", 0, names)
+    return call_name(f"{names[-1]}:after" if names else START, 0, names)
 
 
 def follow(stack: list[str], boundary: Boundary) -> None:

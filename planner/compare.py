@@ -14,6 +14,7 @@ from taskgraph_offload.simulate import SETTLED
 from . import strategies
 from .assemble import Request, make_plan, smallest_budget
 from .bounds import bound
+from .rivals import VARIANTS
 
 Choice: TypeAlias = str | tuple[str, Mapping[str, Any]]  # a strategy's name, or its name and options
 
@@ -28,8 +29,6 @@ PROMISES = (
     "streamed_bytes",
 )
 SWEPT = ("strategy", "budget_bytes", "step_seconds", "bound_seconds", "peak_bytes")
-
-VARIANTS: tuple[Choice, ...] = (("layerwise", {"residents": "leading"}), ("layerwise", {"residents": "spread"}))
 
 
 def compare(request: Request, budget_bytes: int, choices: Sequence[Choice] | None = None) -> Comparison:

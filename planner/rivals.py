@@ -16,12 +16,10 @@ from taskgraph_offload.simulate import SETTLED
 
 from .streaming.draft import FASTER_LINK, SLOWER_LINK, score
 
-RIVALS: tuple[tuple[str, Mapping[str, Any]], ...] = (
-    ("keep", {}),
-    ("layerwise", {"residents": "leading"}),
-    ("layerwise", {"residents": "spread"}),
-    ("layerwise", {"residents": "spread", "prefetch": 2}),
-)
+Variant = tuple[str, Mapping[str, Any]]  # a strategy's name, and options
+
+VARIANTS: tuple[Variant, ...] = (("layerwise", {"residents": "leading"}), ("layerwise", {"residents": "spread"}))
+RIVALS: tuple[Variant, ...] = (("keep", {}), *VARIANTS, ("layerwise", {"residents": "spread", "prefetch": 2}))
 CLOSE = 1.002  # times the bound: no rival could do noticeably better
 
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from keyword import iskeyword
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from taskgraph_offload.budget import parse_budget
 from taskgraph_offload.errors import SettingsError, shown
@@ -28,6 +28,8 @@ from . import strategies
 from .options import options_of
 from .planner import parse_margin
 from .strict_yaml import Node, Refusal, Scalar, read_strictly
+
+Checked = TypeVar("Checked")
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def _check_keys(node: Node, accepted: Sequence[str], of: str = "") -> None:
             raise entry.refusal(f"unknown key {shown(key)}{of}")
 
 
-def _located(node: Node, check: Callable[..., Any], *arguments: Any) -> Any:
+def _located(node: Node, check: Callable[..., Checked], *arguments: Any) -> Checked:
     """What `check` returns; what it refuses is refused with the line of the node."""
     try:
         return check(*arguments)
@@ -146,7 +148,7 @@ def _machine(node: Node) -> Machine:
     for key, entry in node.value.items():  # one at a time, so that a complaint has the line of the rate that is wrong
         _located(entry, Machine.from_dict, sound | {key: rates[key]})
     inside = replace(node, inside=("machine",))  # where a key may be missing
-    return _located(inside, Machine.from_dict, rates)  # type: ignore[no-any-return]
+    return _located(inside, Machine.from_dict, rates)
 
 
 def _strategy(node: Node) -> str:

@@ -35,7 +35,8 @@ class Executor:
     copies of "cpu" to those of a real link, and with `lazy` the device's memory is taken at the first forward.
 
     Weights may be read and edited between forwards, and by hooks: an operator that works in place always counts, and
-    so does another Parameter or another `.data` (its memory is where the weight is loaded from then on). An edit that
+    so does another Parameter or, between forwards, another `.data` (its memory is where the weight is loaded from then
+    on; a block that is about to read a weight whose `.data` was set since the forward began refuses). An edit that
     torch does not count, through `.data` or numpy, is seen if it changes one of 64 words of eight
     bytes spread over the weight: any edit of all rows, or of one row of up to 64. After a smaller one, call
     `weights_changed()`.

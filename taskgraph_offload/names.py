@@ -1,10 +1,25 @@
-"""Names as people may read them, on a page or in a picture. What has to tell names apart never asks here."""
+"""Names of modules and calls: what lies above them, and how people may read them on a page or in a picture.
+
+What has to tell names apart never asks for how they are read.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 START = ":start"  # the call that runs before any block does, and what is copied for it
+
+
+def above(name: str) -> Iterator[str]:
+    """The modules in which a weight or a module lies, the innermost first, without the model itself.
+
+    >>> list(above("blocks.3.up.weight"))
+    ['blocks.3.up', 'blocks.3', 'blocks']
+    """
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield name
 
 
 def printable(text: str) -> str:

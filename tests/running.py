@@ -64,7 +64,11 @@ class Skips(nn.Module):
             skips.append(x)
         x = self.middle(x)
         for block in self.up:
-            x = block(torch.cat([x, skips.pop()], -1))
+            x = block(torch.cat([self.before(x, skips), skips.pop()], -1))
+        return x
+
+    def before(self, x: Tensor, skips: list[Tensor]) -> Tensor:
+        """What goes into a block on the way up, beside its skip."""
         return x
 
 

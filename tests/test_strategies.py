@@ -204,6 +204,25 @@ def test_the_cases_figures_are_reproduced(case):
             assert planner.plan().predict(8).step_seconds == pytest.approx(expected, rel=0.02), (key, budget)
 
 
+@pytest.mark.parametrize("case", range(8))
+def test_the_cases_figures_of_the_best_depth_are_reproduced(case):
+    """`lwk`: as deep as buffers of the largest block fit, or half of that, whichever is better."""
+    given_case = cases()[case]
+    trace = tgo.Trace.from_units(given_case["units"])
+    link = given_case["link_bytes_per_second"]
+    machine = tgo.Machine("case", link, link, given_case["latency_seconds"], 1e12, 1e12)
+    largest = max(sum(unit["tensors"]) for unit in given_case["units"])
+    for budget in given_case["budgets"]:
+        depth = min((budget["budget_bytes"] - trace.activation_bytes) // largest - 1, len(trace.calls) - 1)
+        assert (depth < 1) == (budget["policies"]["lwk"] is None)
+        steps = []
+        for prefetch in {depth, depth // 2} - {0, -1}:
+            options = {"strategy": "layerwise", "machine": machine, "prefetch": prefetch}
+            planner = tgo.Planner.for_trace(trace, f"{budget['budget_bytes']}B", **options)
+            steps.append(planner.plan().predict(8).step_seconds)
+        assert not steps or min(steps) == pytest.approx(budget["policies"]["lwk"], rel=0.02), budget["fraction"]
+
+
 @pytest.mark.parametrize("strategy", strategies.names())
 def test_where_nothing_can_stream_every_strategy_keeps_all_or_says_what_would_do(strategy):
     trace = trace_of([512] * 2)

@@ -29,7 +29,7 @@ _SLOWER = (0.0, 0.001, 0.003, 0.006, 0.01, 0.02, 0.04)  # than the best pace of 
 _SMALLEST_RING = 0.4  # in usual items
 _RING_STEP = 1.2
 _RINGS = 40
-_FEW_TURNS = 6
+_FEW_TURNS = 6  # fewer need not be whole: a larger ring would stream too much
 
 
 @dataclass(frozen=True)

@@ -84,10 +84,9 @@ class Desk:
 
     def _least_score(self, step: float, streamed: int) -> float:
         """A score that no draft falls below with so many bytes, or with such a step."""
-        rate, computing = self.machine.h2d_bytes_per_second, self._computing
-        steps = (max(computing, streamed / (rate * link)) for link in (1.0, SLOWER_LINK, FASTER_LINK))
-        usual, slower, faster = steps
-        return score(max(step, usual), max(step, slower), faster)
+        copying = streamed / self.machine.h2d_bytes_per_second
+        step = max(step, self._computing, copying)
+        return score(step, max(step, copying / SLOWER_LINK), max(self._computing, copying / FASTER_LINK))
 
     @cached_property
     def _computing(self) -> float:
@@ -103,7 +102,7 @@ class Desk:
         return other if other is not None and other.score < draft.score else draft
 
     def _rehearsed(self, placed: Sequence[tuple[int, tuple[int, ...]]], latencies: int, beat: float) -> Draft | None:
-        """Copies follow from the seats; then the cycle is run on this machine and on a slower one."""
+        """Copies follow from the seats; then the cycle is run, also with a slower and a faster link."""
         items, seconds, machine = self.stock.items, self.stock.seconds, self.machine
         rate, latency = machine.h2d_bytes_per_second, machine.latency_seconds
         seats = [Seat(offset, sum(items[i].nbytes for i in run), items[run[0]].visits) for offset, run in placed]

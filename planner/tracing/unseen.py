@@ -8,8 +8,9 @@ Only inside of blocks: elsewhere it would have to stay for ever.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
+from taskgraph_offload.names import above
 from taskgraph_offload.trace import Weight
 
 from ..blocks import follow
@@ -34,14 +35,8 @@ def add_unseen(segments: Sequence[Segment], blocks: Collection[str], weights: It
 def _owner(weight: Weight, running: Collection[str], blocks: Collection[str]) -> str | None:
     """The nearest module above a weight that ran, if it is a block or inside of one."""
     for name in (weight.name, *weight.aliases):
-        above = list(_above(name))
-        nearest = next((place for place, module in enumerate(above) if module in running), None)
-        if nearest is not None and any(module in blocks for module in above[nearest:]):
-            return above[nearest]
+        modules = list(above(name))
+        nearest = next((place for place, module in enumerate(modules) if module in running), None)
+        if nearest is not None and any(module in blocks for module in modules[nearest:]):
+            return modules[nearest]
     return None
-
-
-def _above(name: str) -> Iterator[str]:
-    while "." in name:
-        name = name.rpartition(".")[0]
-        yield name

@@ -25,7 +25,7 @@ from torch import Tensor
 from ..errors import ExecutionError
 from ..graph import Lane as LaneName
 from .base import Range, refuse_closed, refuse_link
-from .cpu import bytes_of, copy_bytes, new_pages
+from .cpu import HostMemory, bytes_of, copy_bytes, new_pages
 
 POISON = 0xFF  # a NaN in every floating-point type, -1 in every integer
 
@@ -140,7 +140,7 @@ class _Deed:
         return self.after is None or self.after.happened >= self.after_number
 
 
-class CheckedDevice:
+class CheckedDevice(HostMemory):
     """The CPU, checked. Runs in the caller's thread; the same seed runs the same way."""
 
     def __init__(self, seed: int = 0) -> None:
@@ -171,16 +171,6 @@ class CheckedDevice:
         self._memory.append((memory, numpy.zeros(nbytes, dtype=bool)))
         return memory
 
-    def window(self, memory: Tensor, start: int, nbytes: int) -> Tensor:
-        """Bytes of such memory, with a storage of their own."""
-        return bytes_of(memory.numpy(), start, nbytes)
-
-    def pin(self, home: Tensor) -> None:
-        """Nothing to do."""
-
-    def unpin(self, home: Tensor) -> None:
-        """Nothing to undo."""
-
     def begin(self) -> None:
         """The caller is the compute lane anyway."""
         refuse_closed(self._is_closed)
@@ -196,10 +186,6 @@ class CheckedDevice:
         for lane in self.lanes.values():
             self.finish(lane)
             merge(self.host, lane.clock)
-
-    def peak_bytes(self) -> int | None:
-        """Unknown, as on the CPU."""
-        return None
 
     def close(self) -> None:
         """Whoever still looks at this device's memory sees poison. Nothing may be under way any more."""

@@ -150,7 +150,25 @@ class CopyLane:
                 time.sleep(rest)
 
 
-class CpuDevice:
+class HostMemory:
+    """What devices have in common whose memory is the host's."""
+
+    def window(self, memory: Tensor, start: int, nbytes: int) -> Tensor:
+        """Bytes of such memory, with a storage of their own."""
+        return bytes_of(memory.numpy(), start, nbytes)
+
+    def pin(self, home: Tensor) -> None:
+        """Nothing to do: all memory is alike."""
+
+    def unpin(self, home: Tensor) -> None:
+        """Nothing to undo."""
+
+    def peak_bytes(self) -> int | None:
+        """Unknown: torch does not count what it takes on the CPU."""
+        return None
+
+
+class CpuDevice(HostMemory):
     """The CPU as a device; `link_bytes_per_second` slows each direction of copies to a link's rate."""
 
     def __init__(self, link_bytes_per_second: float | None = None) -> None:
@@ -170,16 +188,6 @@ class CpuDevice:
     def allocate(self, nbytes: int) -> Tensor:
         """Memory of exactly this size, aligned to a page."""
         return bytes_of(new_pages(nbytes), 0, nbytes)
-
-    def window(self, memory: Tensor, start: int, nbytes: int) -> Tensor:
-        """Bytes of such memory, with a storage of their own."""
-        return bytes_of(memory.numpy(), start, nbytes)
-
-    def pin(self, home: Tensor) -> None:
-        """Nothing to do: all memory is alike."""
-
-    def unpin(self, home: Tensor) -> None:
-        """Nothing to undo."""
 
     def begin(self) -> None:
         """The caller is the compute lane anyway. The threads of the others are in one process only."""
@@ -202,10 +210,6 @@ class CpuDevice:
             lane.record(event)
             event.wait(event.recorded)
         self._raise_once()
-
-    def peak_bytes(self) -> int | None:
-        """Unknown: torch does not count what it takes on the CPU."""
-        return None
 
     def close(self) -> None:
         """End the threads."""

@@ -10,6 +10,8 @@ from itertools import chain
 
 from torch import Tensor, jit, nn
 
+from ..names import above
+
 
 class Inside:
     """For each block, and each module inside that has weights which come and go: its blocks; and which one runs `now`.
@@ -39,7 +41,7 @@ def _blocks_of_modules(model: nn.Module, blocks: Collection[str], moving: Contai
     paths: dict[str, nn.Module] = {}
     elsewhere: set[nn.Module] = set()
     for name in [name for name, tensor in _named_tensors(model) if id(tensor) in moving]:
-        climbed = list(_up(name))
+        climbed = list(above(name))
         block = next((path for path in climbed if path in blocks), None)
         for path in climbed[: climbed.index(block) if block else len(climbed)]:
             module = paths[path] = model.get_submodule(path)
@@ -52,10 +54,3 @@ def _blocks_of_modules(model: nn.Module, blocks: Collection[str], moving: Contai
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     return chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
-
-
-def _up(name: str) -> Iterator[str]:
-    """The modules that a tensor lies in, the innermost first; the model itself is not one of them."""
-    while "." in name:
-        name = name.rpartition(".")[0]
-        yield name
