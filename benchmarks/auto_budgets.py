@@ -16,10 +16,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from taskgraph_offload.planner.capture.capture import capture
+
 import taskgraph_offload as tgo
-from planner.capture import capture
-from taskgraph_offload.budget import readable, readable_seconds
-from taskgraph_offload.simulate import SETTLED
+from taskgraph_offload.nouns.budget import readable, readable_seconds
+from taskgraph_offload.plan.simulate import SETTLED
 from tests.models import FULL_SIZE
 
 MODELS, STEPS = ("flux", "wan", "sdxl", "llama"), 40

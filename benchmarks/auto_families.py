@@ -20,9 +20,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from taskgraph_offload.planner.auto.rivals import RIVALS
+
 import taskgraph_offload as tgo
 from benchmarks.auto_robustness import losses
-from planner.rivals import RIVALS
 
 OTHERS = (("sequential", {}), ("layerwise", {}), *RIVALS)
 MIB = 2**20

@@ -20,7 +20,7 @@ import torch
 from tiny_dit import make
 
 import taskgraph_offload as tgo
-from taskgraph_offload.budget import readable
+from taskgraph_offload.nouns.budget import readable
 
 CHOICES: list[tuple[str, dict[str, Any]]] = [
     ("auto", {}),

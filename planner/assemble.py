@@ -7,18 +7,18 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from taskgraph_offload.budget import readable
 from taskgraph_offload.errors import BudgetError
-from taskgraph_offload.machine import Machine
-from taskgraph_offload.plan import Bound, Bundle, Plan, aligned, span_bytes
-from taskgraph_offload.trace import Trace
+from taskgraph_offload.nouns.budget import readable
+from taskgraph_offload.nouns.machine import Machine
+from taskgraph_offload.nouns.trace import Trace
+from taskgraph_offload.plan.plan import Bound, Bundle, Plan, aligned, span_bytes
 
 from . import strategies
-from .bounds import bound
+from .auto.rivals import CLOSE, RIVALS, best_of
+from .bound.bounds import bound
 from .cold import cold_cycle
 from .gaps import fill_gaps
 from .problem import FIXED, Problem
-from .rivals import CLOSE, RIVALS, best_of
 from .schedule import Infeasible, Schedule
 from .seats import arena_bytes, place
 

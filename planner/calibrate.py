@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from taskgraph_offload.errors import SettingsError
-from taskgraph_offload.machine import Machine
-from taskgraph_offload.timeline import Span, Timeline
-from taskgraph_offload.trace import Call, Trace
+from taskgraph_offload.nouns.machine import Machine
+from taskgraph_offload.nouns.timeline import Span, Timeline
+from taskgraph_offload.nouns.trace import Call, Trace
 
 
 def measured_trace(cuts: Sequence[Trace], machine: Machine, timeline: Timeline) -> Trace:

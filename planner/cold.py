@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from taskgraph_offload.graph import Task
-from taskgraph_offload.plan import span_bytes
-from taskgraph_offload.trace import Trace
+from taskgraph_offload.nouns.graph import Task
+from taskgraph_offload.nouns.trace import Trace
+from taskgraph_offload.plan.plan import span_bytes
 
 from .schedule import Schedule
 

@@ -7,14 +7,14 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 from taskgraph_offload.errors import BudgetError, SettingsError
-from taskgraph_offload.plan import Plan, title_of
-from taskgraph_offload.reports import Comparison, Row, Sweep
-from taskgraph_offload.simulate import SETTLED
+from taskgraph_offload.nouns.reports import Comparison, Row, Sweep
+from taskgraph_offload.plan.plan import Plan, title_of
+from taskgraph_offload.plan.simulate import SETTLED
 
 from . import strategies
 from .assemble import Request, make_plan, smallest_budget
-from .bounds import bound
-from .rivals import VARIANTS
+from .auto.rivals import VARIANTS
+from .bound.bounds import bound
 
 Choice: TypeAlias = str | tuple[str, Mapping[str, Any]]  # a strategy's name, or its name and options
 

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 
-from taskgraph_offload.graph import Task
-from taskgraph_offload.plan import ALIGNMENT, Plan
+from taskgraph_offload.nouns.graph import Task
+from taskgraph_offload.plan.plan import ALIGNMENT, Plan
 
 _ROUNDS = 4  # what moves leaves a gap behind, which closes, and others open
 _LEAST_BYTES = 2**20  # of a part

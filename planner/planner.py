@@ -9,17 +9,17 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from taskgraph_offload.budget import GIB, Budget, parse_budget
 from taskgraph_offload.errors import SettingsError, shown
-from taskgraph_offload.machine import Machine
-from taskgraph_offload.plan import Outlook, Plan, aligned
-from taskgraph_offload.reports import Comparison, Sweep
-from taskgraph_offload.timeline import Timeline
-from taskgraph_offload.trace import Trace
+from taskgraph_offload.nouns.budget import GIB, Budget, parse_budget
+from taskgraph_offload.nouns.machine import Machine
+from taskgraph_offload.nouns.reports import Comparison, Sweep
+from taskgraph_offload.nouns.timeline import Timeline
+from taskgraph_offload.nouns.trace import Trace
+from taskgraph_offload.plan.plan import Outlook, Plan, aligned
 
 from . import strategies
 from .assemble import Request, draft, make_plan
-from .bounds import bound, smallest_budget_without_stall
+from .bound.bounds import bound, smallest_budget_without_stall
 from .calibrate import measured_machine, measured_trace, with_seconds_of
 from .compare import Choice, budgets_between, compare, sweep
 
@@ -67,7 +67,7 @@ class Planner:
         inputs: Any = None,
         component: str | None = None,
     ) -> Planner:
-        """A planner with what a settings file says, for all or for a component; see `planner.settings` for its keys."""
+        """A planner with what a settings file says, for all or for a component; its keys are in `planner.settings`."""
         from .settings import read_settings
 
         settings = read_settings(path, component)
@@ -107,7 +107,7 @@ class Planner:
     @cached_property
     def trace(self) -> Trace:
         """What the model's forward needs; captured when first asked for."""
-        from .capture import capture
+        from .capture.capture import capture
 
         return capture(self._model, self._inputs, entry=self._entry, blocks=self._blocks)
 

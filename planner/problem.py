@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from taskgraph_offload.graph import ACTIVATION, Task
-from taskgraph_offload.machine import Machine
-from taskgraph_offload.plan import aligned, span_bytes
-from taskgraph_offload.trace import Trace
+from taskgraph_offload.nouns.graph import ACTIVATION, Task
+from taskgraph_offload.nouns.machine import Machine
+from taskgraph_offload.nouns.trace import Trace
+from taskgraph_offload.plan.plan import aligned, span_bytes
 
 from .schedule import Schedule
 from .seats import arena_bytes, place

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from taskgraph_offload.graph import Task
-from taskgraph_offload.trace import Trace
+from taskgraph_offload.nouns.graph import Task
+from taskgraph_offload.nouns.trace import Trace
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from taskgraph_offload.plan import aligned, span_bytes
-from taskgraph_offload.trace import Trace
+from taskgraph_offload.nouns.trace import Trace
+from taskgraph_offload.plan.plan import aligned, span_bytes
 
 from .schedule import Schedule
 

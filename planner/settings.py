@@ -20,9 +20,9 @@ from keyword import iskeyword
 from pathlib import Path
 from typing import Any, TypeVar
 
-from taskgraph_offload.budget import parse_budget
 from taskgraph_offload.errors import SettingsError, shown
-from taskgraph_offload.machine import Machine
+from taskgraph_offload.nouns.budget import parse_budget
+from taskgraph_offload.nouns.machine import Machine
 
 from . import strategies
 from .options import options_of

@@ -10,21 +10,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from .errors import BudgetError, ExecutionError, OffloadError, PlanError, SettingsError, TraceError
-from .executor import Executor
-from .graph import Task, TaskGraph
-from .machine import Machine
+from .nouns.graph import Task, TaskGraph
+from .nouns.machine import Machine
+from .nouns.reports import Comparison, Sweep
+from .nouns.timeline import Timeline
+from .nouns.trace import Trace
 from .offload import offload
-from .plan import Bound, Plan
-from .reports import Comparison, Sweep
-from .timeline import Timeline
-from .trace import Trace
+from .plan.plan import Bound, Plan
+from .runtime.executor import Executor
 
 if TYPE_CHECKING:
-    import viz
-    from planner import Planner
-
-# The front door: these live in packages that import this one, and are found when first asked for.
-_ELSEWHERE = {"Planner": "planner"}
+    from . import viz
+    from .planner import Planner
 
 __all__ = [
     "Bound",
@@ -50,10 +47,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    """The planner and the pictures are built on this package, so they are imported when somebody first asks."""
+    if name == "Planner":
+        return importlib.import_module(".planner", __name__).Planner
     if name == "viz":
-        return importlib.import_module("viz")
-    if name in _ELSEWHERE:
-        return getattr(importlib.import_module(_ELSEWHERE[name]), name)
+        return importlib.import_module(".viz", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from .executor import Executor
+from .runtime.executor import Executor
 
 
 def offload(model: nn.Module, budget_gb: float | str, **arguments: Any) -> Executor:

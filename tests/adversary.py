@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
-from taskgraph_offload.graph import Task, TaskGraph
-from taskgraph_offload.plan import Plan
+from taskgraph_offload.nouns.graph import Task, TaskGraph
+from taskgraph_offload.plan.plan import Plan
 
 UNIT = 512  # bytes; every size here is a multiple of it
 

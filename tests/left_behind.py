@@ -10,7 +10,8 @@ from typing import Any
 from torch import nn
 
 import taskgraph_offload as tgo
-from tests.running import Case, known_plan
+
+from .running import Case, known_plan
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from taskgraph_offload.trace import Trace
+from taskgraph_offload.nouns.trace import Trace
 
 READS_NO_DATA = {"aten::_unsafe_view", "aten::_reshape_alias", "aten::lift_fresh", "prim::device"}
 READS_NO_DATA |= {f"aten::{name}_like" for name in ("empty", "zeros", "ones", "full", "rand", "randn")}

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import taskgraph_offload as tgo
-from tests import models
-from tests.guard import Guard, tensors
+
+from . import models
+from .guard import Guard, tensors
 
 STRATEGIES: dict[str, dict[str, Any]] = {
     "resident": {},

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 import taskgraph_offload as tgo
 from taskgraph_offload.devices.checked import CheckedDevice, CheckedLane
 from taskgraph_offload.devices.cpu import copy_bytes
-from taskgraph_offload.trace import Call, Piece
-from tests import models, running
-from tests.guard import Guard
-from tests.running import Case, assert_equal, plan_of, spilling
+from taskgraph_offload.nouns.trace import Call, Piece
+
+from . import models, running
+from .guard import Guard
+from .running import Case, assert_equal, plan_of, spilling
 
 Scenario = Callable[[int], None]
 

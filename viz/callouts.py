@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import combinations, product
 
-from taskgraph_offload.budget import readable_seconds
-from taskgraph_offload.timeline import Span, Stall, Timeline
+from taskgraph_offload.nouns.budget import readable_seconds
+from taskgraph_offload.nouns.timeline import Span, Stall, Timeline
 
 from .style import SMALL_POINTS, legible, text_points
 

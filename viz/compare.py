@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from taskgraph_offload.budget import readable, readable_seconds
 from taskgraph_offload.errors import SettingsError
-from taskgraph_offload.reports import Comparison, Row
+from taskgraph_offload.nouns.budget import readable, readable_seconds
+from taskgraph_offload.nouns.reports import Comparison, Row
 
 from . import style
 from .output import save_figure

@@ -7,8 +7,8 @@ from typing import Final
 
 from matplotlib.axes import Axes
 
-from taskgraph_offload.graph import Lane
-from taskgraph_offload.timeline import Span
+from taskgraph_offload.nouns.graph import Lane
+from taskgraph_offload.nouns.timeline import Span
 
 from . import style
 from .callouts import Callout, Ruler

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from taskgraph_offload.budget import readable, readable_seconds
 from taskgraph_offload.errors import SettingsError
-from taskgraph_offload.graph import LANES, Lane
-from taskgraph_offload.timeline import Timeline
+from taskgraph_offload.nouns.budget import readable, readable_seconds
+from taskgraph_offload.nouns.graph import LANES, Lane
+from taskgraph_offload.nouns.timeline import Timeline
 
 from . import style
 from .callouts import Callout, Ruler, callouts

@@ -12,7 +12,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.textpath import text_to_path
 
-from taskgraph_offload.names import printable, spoken
+from taskgraph_offload.nouns.names import printable, spoken
 
 # Okabe and Ito's colours, which people with any kind of colour vision can tell apart; greys for what only frames.
 INK: Final = "#222222"

@@ -10,9 +10,9 @@ from typing import Final
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from taskgraph_offload.budget import readable, readable_seconds
 from taskgraph_offload.errors import SettingsError
-from taskgraph_offload.reports import Row, Sweep
+from taskgraph_offload.nouns.budget import readable, readable_seconds
+from taskgraph_offload.nouns.reports import Row, Sweep
 
 from . import style
 from .output import save_figure

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from taskgraph_offload.budget import readable, readable_seconds
-from taskgraph_offload.timeline import Timeline
+from taskgraph_offload.nouns.budget import readable, readable_seconds
+from taskgraph_offload.nouns.timeline import Timeline
 
 from . import style
 from .lanes import draw_lanes

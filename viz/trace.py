@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any, Final, TypeAlias
 
-from taskgraph_offload.budget import readable
-from taskgraph_offload.graph import LANES, Lane
-from taskgraph_offload.names import spoken
-from taskgraph_offload.timeline import Span, Timeline
+from taskgraph_offload.nouns.budget import readable
+from taskgraph_offload.nouns.graph import LANES, Lane
+from taskgraph_offload.nouns.names import spoken
+from taskgraph_offload.nouns.timeline import Span, Timeline
 
 from .output import suffix_of, write
 

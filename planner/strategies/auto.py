@@ -15,16 +15,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from taskgraph_offload.trace import Trace
+from taskgraph_offload.nouns.trace import Trace
 
+from ..auto.draft import Desk, Draft
+from ..auto.items import take_stock
+from ..auto.search import pace_of, search
+from ..auto.serial import to_schedule
+from ..auto.spills import choose, cut_for_spills, findable, lowest_peak, peak_with, with_spills
+from ..auto.units import cut_finer
 from ..problem import Problem
 from ..schedule import Infeasible, Schedule
-from ..streaming.draft import Desk, Draft
-from ..streaming.items import take_stock
-from ..streaming.search import pace_of, search
-from ..streaming.serial import to_schedule
-from ..streaming.spills import choose, cut_for_spills, findable, lowest_peak, peak_with, with_spills
-from ..streaming.units import cut_finer
 from . import resident, sequential
 
 _CUTS = (4, 16, 64)  # a call is cut where a run of pieces reads the largest call's bytes divided by this

@@ -10,7 +10,7 @@ starts when its call is reached, so nothing overlaps.
 
 from __future__ import annotations
 
-from taskgraph_offload.graph import Task
+from taskgraph_offload.nouns.graph import Task
 
 from ..problem import Problem
 from ..schedule import Schedule

@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from taskgraph_offload.graph import Task
+from taskgraph_offload.nouns.graph import Task
 
 from ..options import Range
 from ..problem import Problem

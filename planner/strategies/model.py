@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from taskgraph_offload.graph import Task
+from taskgraph_offload.nouns.graph import Task
 
 from ..problem import Problem
 from ..schedule import Schedule

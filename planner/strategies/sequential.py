@@ -10,7 +10,7 @@ leaves). A block that is called twice in a row is loaded twice, as there.
 
 from __future__ import annotations
 
-from taskgraph_offload.graph import Task
+from taskgraph_offload.nouns.graph import Task
 
 from ..problem import Problem
 from ..schedule import Schedule

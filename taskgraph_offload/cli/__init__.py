@@ -11,9 +11,8 @@ import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 
-from taskgraph_offload.errors import OffloadError
-from taskgraph_offload.names import printable
-
+from ..errors import OffloadError
+from ..nouns.names import printable
 from .arguments import parser
 from .console import print_answer
 

@@ -6,12 +6,12 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import NoReturn
 
-from planner.settings import ACCEPTED
-from planner.strategies import names as strategy_names
-from planner.strict_yaml import scalar
-from taskgraph_offload.machine import Machine
-from taskgraph_offload.names import printable
+from taskgraph_offload.planner.settings import ACCEPTED
+from taskgraph_offload.planner.strategies import names as strategy_names
+from taskgraph_offload.planner.strict_yaml import scalar
 
+from ..nouns.machine import Machine
+from ..nouns.names import printable
 from . import commands, running
 from .console import Answer
 from .examples import SIZES

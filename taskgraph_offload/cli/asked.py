@@ -6,10 +6,10 @@ from argparse import Namespace
 from dataclasses import replace
 from typing import NoReturn
 
-from planner import Planner
-from planner.settings import Settings, read_settings
-from taskgraph_offload.errors import TraceError
+from taskgraph_offload.planner import Planner
+from taskgraph_offload.planner.settings import Settings, read_settings
 
+from ..errors import TraceError
 from .console import working
 from .examples import SIZES
 from .files import check_files

@@ -5,14 +5,14 @@ from __future__ import annotations
 from argparse import Namespace
 
 import taskgraph_offload as tgo
-from planner import Planner
-from planner.compare import everything, ranked
-from taskgraph_offload.budget import readable
-from taskgraph_offload.errors import BudgetError, SettingsError
-from taskgraph_offload.plan import Plan
-from taskgraph_offload.reports import Comparison, Sweep
-from taskgraph_offload.timeline import Timeline
+from taskgraph_offload.planner import Planner
+from taskgraph_offload.planner.compare import everything, ranked
 
+from ..errors import BudgetError, SettingsError
+from ..nouns.budget import readable
+from ..nouns.reports import Comparison, Sweep
+from ..nouns.timeline import Timeline
+from ..plan.plan import Plan
 from . import documents, pages
 from .asked import planner_of, settings_of, subject_of
 from .console import Answer, one_by_one, working

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from taskgraph_offload.errors import OffloadError
-from taskgraph_offload.names import printable
+from ..errors import OffloadError
+from ..nouns.names import printable
 
 Item = TypeVar("Item")
 

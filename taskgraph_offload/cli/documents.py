@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from taskgraph_offload.machine import Machine
-from taskgraph_offload.plan import Plan
-from taskgraph_offload.reports import Comparison, Sweep
-from taskgraph_offload.simulate import SETTLED
-from taskgraph_offload.trace import Trace
+from ..nouns.machine import Machine
+from ..nouns.reports import Comparison, Sweep
+from ..nouns.trace import Trace
+from ..plan.plan import Plan
+from ..plan.simulate import SETTLED
 
 Document = Mapping[str, Any]
 

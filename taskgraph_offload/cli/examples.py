@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from taskgraph_offload.errors import SettingsError
+from ..errors import SettingsError
 
 Inputs: TypeAlias = dict[str, Any]
 Sizes: TypeAlias = Mapping[str, int]

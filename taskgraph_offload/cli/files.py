@@ -6,7 +6,7 @@ from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 
-from taskgraph_offload.errors import SettingsError
+from ..errors import SettingsError
 
 PICTURES = (".png", ".svg")
 SUFFIXES: Mapping[str, tuple[str, ...]] = {"timeline": PICTURES, "picture": PICTURES, "trace": (".json",)}

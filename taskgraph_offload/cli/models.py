@@ -20,8 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from taskgraph_offload.errors import SettingsError
-
+from ..errors import SettingsError
 from .examples import Maker, Sizes, example_inputs
 
 LARGEST_CONFIG = 4 * 2**20  # bytes

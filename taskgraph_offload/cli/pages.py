@@ -10,15 +10,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from taskgraph_offload.budget import readable, readable_seconds
-from taskgraph_offload.explain import facts
-from taskgraph_offload.names import printable, spoken
-from taskgraph_offload.plan import Plan
-from taskgraph_offload.reports import Comparison, Sweep, clock
-from taskgraph_offload.runtime.log import Stats
-from taskgraph_offload.simulate import SETTLED
-from taskgraph_offload.timeline import Span, Timeline
-
+from ..nouns.budget import readable, readable_seconds
+from ..nouns.names import printable, spoken
+from ..nouns.reports import Comparison, Sweep, clock
+from ..nouns.timeline import Span, Timeline
+from ..plan.explain import facts
+from ..plan.plan import Plan
+from ..plan.simulate import SETTLED
+from ..runtime.log import Stats
 from .documents import Circumstances
 from .strip import step_strip
 from .tables import ABSENT, Column, print_table

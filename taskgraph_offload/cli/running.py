@@ -9,15 +9,15 @@ from dataclasses import asdict, replace
 import torch
 from torch import Tensor, nn
 
-from planner.tracing.inputs import Inputs, example_of, read_inputs
-from taskgraph_offload.budget import readable
-from taskgraph_offload.devices import check_device
-from taskgraph_offload.errors import SettingsError
-from taskgraph_offload.executor import Executor
-from taskgraph_offload.machine import Machine
-from taskgraph_offload.plan import Plan
-from taskgraph_offload.timeline import Timeline
+from taskgraph_offload.planner.capture.inputs import Inputs, example_of, read_inputs
 
+from ..devices import check_device
+from ..errors import SettingsError
+from ..nouns.budget import readable
+from ..nouns.machine import Machine
+from ..nouns.timeline import Timeline
+from ..plan.plan import Plan
+from ..runtime.executor import Executor
 from . import documents, pages
 from .asked import planner_of, settings_of, subject_of
 from .commands import planned, write_files

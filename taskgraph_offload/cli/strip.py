@@ -11,9 +11,9 @@ from collections.abc import Iterator
 
 from rich.text import Text
 
-from taskgraph_offload.budget import readable_seconds
-from taskgraph_offload.graph import LANES
-from taskgraph_offload.timeline import Interval, Timeline, clip, length, union
+from ..nouns.budget import readable_seconds
+from ..nouns.graph import LANES
+from ..nouns.timeline import Interval, Timeline, clip, length, union
 
 SHADES, ASCII_SHADES = "·░▒▓█", ".:+*#"
 FULL = 0.97  # a cell that is busy for this share of its time looks full

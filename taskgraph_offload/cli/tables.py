@@ -10,7 +10,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
 
-from taskgraph_offload.names import printable
+from ..nouns.names import printable
 
 Row = TypeVar("Row")
 

@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 from torch import Tensor
 
 from ..errors import ExecutionError, SettingsError
-from ..graph import Lane as LaneName
+from ..nouns.graph import Lane as LaneName
 
 E = TypeVar("E")
 Awaited = TypeVar("Awaited", contravariant=True)

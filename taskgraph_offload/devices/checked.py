@@ -23,7 +23,7 @@ import numpy
 from torch import Tensor
 
 from ..errors import ExecutionError
-from ..graph import Lane as LaneName
+from ..nouns.graph import Lane as LaneName
 from .base import Range, refuse_closed, refuse_link
 from .cpu import HostMemory, bytes_of, copy_bytes, new_pages
 

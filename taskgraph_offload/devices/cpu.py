@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ExecutionError, SettingsError
-from ..graph import Lane as LaneName
+from ..nouns.graph import Lane as LaneName
 from .base import Range, refuse_closed
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ..errors import ExecutionError, SettingsError
-from ..graph import Lane as LaneName
+from ..nouns.graph import Lane as LaneName
 from .base import Range, refuse_link
 
 _PORTABLE = 1  # cudaHostRegisterPortable

@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..graph import Task
-from ..plan import Plan
+from ..nouns.graph import Task
+from ..plan.plan import Plan
 from .needs import standing_bundles
 
 

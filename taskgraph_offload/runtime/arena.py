@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ..devices.base import Device
-from ..graph import Task
-from ..homes import Home, Homes
-from ..plan import Plan
+from ..nouns.graph import Task
+from ..plan.plan import Plan
 from .agenda import Errand
 from .courier import Courier, Piece
+from .homes import Home, Homes
 from .lanes import Lanes
 from .needs import Need
 from .seating import SeatTable

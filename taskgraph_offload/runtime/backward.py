@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ExecutionError
-from ..homes import Home
+from .homes import Home
 
 Find = Callable[[int], tuple[Home, int] | None]  # from an address to the weight that is there now, and its first byte
 

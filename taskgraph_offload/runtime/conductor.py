@@ -17,17 +17,17 @@ from typing import Any
 import torch
 
 from ..devices.base import Device
-from ..graph import LANES
-from ..homes import Home, Homes
-from ..members import point_home
-from ..plan import Plan
+from ..nouns.graph import LANES
+from ..plan.plan import Plan
 from .agenda import Agenda, Errand
 from .arena import Arena
 from .boundaries import Side
 from .courier import Courier
+from .homes import Home, Homes
 from .lanes import Lanes
 from .lending import Lender
 from .log import Entry, Log, remembered
+from .members import point_home
 from .needs import Need, Needs, standing_bundles
 from .pointing import Pointings
 from .spills import Spills

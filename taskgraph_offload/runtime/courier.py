@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ..devices.base import Device
-from ..graph import Lane
+from ..nouns.graph import Lane
 from .agenda import Errand
 from .lanes import Lanes
 from .log import Entry, Log

@@ -10,7 +10,7 @@ from itertools import chain
 
 from torch import Tensor, jit, nn
 
-from ..names import above
+from ..nouns.names import above
 
 
 class Inside:

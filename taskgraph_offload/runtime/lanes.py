@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..devices.base import Device
-from ..graph import LANES, Lane
+from ..nouns.graph import LANES, Lane
 
 Waited = tuple[Lane, int]  # a task that another one waited for: its lane and its number
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ..devices.base import Device
 from ..errors import ExecutionError
-from ..homes import Home
-from ..members import point_home
 from .arena import Arena
+from .homes import Home
+from .members import point_home
 from .needs import Need
 
 

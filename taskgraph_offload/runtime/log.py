@@ -9,9 +9,9 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ..graph import LANES, Lane
-from ..plan import Plan
-from ..timeline import MemoryPoint, Span, Timeline
+from ..nouns.graph import LANES, Lane
+from ..nouns.timeline import MemoryPoint, Span, Timeline
+from ..plan.plan import Plan
 from .lanes import Lanes, Waited
 
 KEPT_FORWARDS = 5

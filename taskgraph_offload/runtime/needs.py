@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..homes import Home, Homes
-from ..members import Member
-from ..plan import Plan
-from ..trace import Call
+from ..nouns.trace import Call
+from ..plan.plan import Plan
+from .homes import Home, Homes
 from .inside import Inside
+from .members import Member
 from .seating import Range
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..errors import ExecutionError
-from ..homes import Homes
-from ..members import Member, edited_weights
+from .homes import Homes
+from .members import Member, edited_weights
 from .needs import Need
 
 

@@ -27,8 +27,8 @@ from torch.utils._pytree import tree_leaves
 
 from ..devices.base import Device
 from ..devices.cpu import bytes_of, new_pages
-from ..graph import Task
-from ..plan import Plan
+from ..nouns.graph import Task
+from ..plan.plan import Plan
 from .agenda import Errand
 from .courier import Courier
 from .lanes import Lanes

@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 from ..devices.base import Device
-from ..members import Member, edited_weights, point_home
 from .arena import Arena
 from .lanes import Lanes
+from .members import Member, edited_weights, point_home
 from .needs import Need, Needs
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ..errors import ExecutionError
-from ..homes import Home, Homes
-from ..members import Member
+from .homes import Home, Homes
+from .members import Member
 
 WORDS = 64  # of eight bytes, spread over each weight: every row of 64 rows, every 64 bytes of 4 KiB
 Array = numpy.ndarray[Any, Any]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..plan import Plan
+from ..plan.plan import Plan
 from .boundaries import Side
 from .needs import Need
 

@@ -1,0 +1,1 @@
+"""What no schedule beats: the bound of a step, from numbers alone."""

@@ -1,0 +1,99 @@
+"""The time that no schedule beats, for a trace, a budget and a machine; and the budget from which nothing stalls.
+
+A trace is seen twice: as its calls, which is how whole blocks stream, and as its pieces, the finest cut there is.
+Weights that always stay take room and never stream; a weight that several units read counts once in each window. The
+latency of copies is left out, and activations that only wait are taken to be away. Only reads numbers off a trace: the
+argument is in `windows` and `pace`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from taskgraph_offload.nouns.machine import Machine
+from taskgraph_offload.nouns.trace import Trace
+from taskgraph_offload.plan.plan import Bound
+
+from .idle import least_transients
+from .pace import steady_pace
+from .windows import Cycle, cold_seconds, room_without_stall
+
+Units = Sequence[tuple[tuple[str, ...], float, int]]  # of each unit: what it reads, its seconds, its transient bytes
+
+
+def bound(trace: Trace, budget_bytes: int, machine: Machine) -> Bound:
+    """Seconds that no schedule beats, for a steady and for the cold cycle.
+
+    >>> trace = Trace.from_units([{"name": name, "seconds": 1e-3, "tensors": [2**30]} for name in "abcd"])
+    >>> round(bound(trace, 2 * 2**30, Machine.preset("rtx4090")).step_seconds, 3)
+    0.116
+    """
+    rate = machine.h2d_bytes_per_second
+    fine, blocks = (_pieces(trace, machine), _calls(trace, machine))
+    return Bound(
+        step_seconds=_steady(trace, fine, budget_bytes, rate),
+        cold_seconds=_cold(trace, fine, budget_bytes, rate),
+        block_step_seconds=_steady(trace, blocks, budget_bytes, rate),
+        block_cold_seconds=_cold(trace, blocks, budget_bytes, rate),
+    )
+
+
+def smallest_budget_without_stall(trace: Trace, machine: Machine) -> int:
+    """The smallest budget at which compute alone is what bounds the step, at the finest cut, with no activation away.
+
+    >>> trace = Trace.from_units([{"name": name, "seconds": 1.0, "tensors": [2**30]} for name in "abcd"])
+    >>> smallest_budget_without_stall(trace, Machine.preset("rtx4090")) == 2 * 2**30
+    True
+    """
+    transients = [piece.transient_bytes for call in trace.calls for piece in call.pieces]
+    cycle = _cycle(trace, _pieces(trace, machine), 0)
+    room = room_without_stall(cycle, machine.h2d_bytes_per_second, transients)
+    return max(0, int(-(-room // 1))) + _fixed_bytes(trace)
+
+
+def _steady(trace: Trace, units: Units, budget_bytes: int, rate: float) -> float:
+    return steady_pace(_cycle(trace, units, budget_bytes), rate).seconds
+
+
+def _cold(trace: Trace, units: Units, budget_bytes: int, rate: float) -> float:
+    seen: set[str] = set()
+    fixed = []
+    for reads, _, _ in units:
+        new = {name for name in reads if name in trace.fixed} - seen
+        seen |= new
+        fixed.append(float(sum(trace.weights[name].nbytes for name in new)))
+    return cold_seconds(_cycle(trace, units, budget_bytes), rate, fixed)
+
+
+def _cycle(trace: Trace, units: Units, budget_bytes: int) -> Cycle:
+    """The units as numbers: what always stays is taken off the budget, and reads of the same bytes are matched."""
+    budget = budget_bytes - _fixed_bytes(trace)
+    last: dict[str, int] = {}
+    for index, (reads, _, _) in enumerate(units):
+        last.update((name, index - len(units)) for name in reads)
+    repeats: dict[int, list[tuple[int, float]]] = {}
+    sizes = []
+    for index, (reads, _, _) in enumerate(units):
+        moving = [(name, float(trace.weights[name].nbytes)) for name in reads if name not in trace.fixed]
+        sizes.append(sum(nbytes for _, nbytes in moving))
+        for name, nbytes in moving:
+            if index - last[name] < len(units):
+                repeats.setdefault(index, []).append((index - last[name], nbytes))
+            last[name] = index
+    return Cycle([unit[1] for unit in units], sizes, [float(budget - unit[2]) for unit in units], repeats)
+
+
+def _fixed_bytes(trace: Trace) -> int:
+    return sum(trace.weights[name].nbytes for name in trace.fixed if name in trace.readers)
+
+
+def _calls(trace: Trace, machine: Machine) -> Units:
+    transients = least_transients(trace, trace.call_of_piece)
+    return [(call.reads, call.cost(machine), least) for call, least in zip(trace.calls, transients, strict=True)]
+
+
+def _pieces(trace: Trace, machine: Machine) -> Units:
+    pieces = [piece for call in trace.calls for piece in call.pieces]
+    transients = least_transients(trace, range(len(pieces)))
+    reads = (tuple(dict.fromkeys((*piece.reads, *piece.writes))) for piece in pieces)
+    return [(names, p.cost(machine), least) for names, p, least in zip(reads, pieces, transients, strict=True)]

@@ -1,0 +1,1 @@
+"""The nouns: frozen data that every room reads. Nothing here decides or runs anything."""

@@ -1,0 +1,192 @@
+"""How fast a machine copies and computes: known cards by name, or this machine measured in a few seconds.
+
+Rates only. This module never looks at a model or a plan, and never decides anything.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from numbers import Real
+from typing import Any
+
+import torch
+
+from ..errors import SettingsError, shown
+from .graph import Lane
+
+SHARED = ", memory shared with the CPU"  # at the end of what the name of such a GPU says in brackets
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """The rates that predict a plan: the link both ways, what one copy costs besides its bytes, and compute.
+
+    A copy takes `latency_seconds + nbytes / h2d_bytes_per_second` (or d2h). `memory_bytes_per_second` counts bytes
+    read plus bytes written.
+
+    >>> Machine("my card", 25e9, 25e9, 10e-6, 1e14, 9e11).h2d_bytes_per_second
+    25000000000.0
+    """
+
+    name: str
+    h2d_bytes_per_second: float
+    d2h_bytes_per_second: float
+    latency_seconds: float
+    compute_flops: float
+    memory_bytes_per_second: float
+
+    def __post_init__(self) -> None:
+        """Refuse rates that would make a prediction meaningless."""
+        if not isinstance(self.name, str):
+            raise SettingsError(f"machine: name is {shown(self.name)}, it must be a text")
+        for key in _NUMBERS:
+            value = getattr(self, key)
+            if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+                raise SettingsError(f"machine {shown(self.name)}: {key} is {shown(value)}, it must be a finite number")
+            if value < 0 or (value == 0 and key != "latency_seconds"):
+                allowed = "zero or more" if key == "latency_seconds" else "more than zero"
+                raise SettingsError(f"machine {shown(self.name)}: {key} is {shown(value)}, it must be {allowed}")
+
+    @staticmethod
+    def preset(name: str) -> Machine:
+        """Give a known card by its name: what it achieves, a share of what its data sheet says.
+
+        >>> Machine.preset("rtx4090").h2d_bytes_per_second
+        25000000000.0
+        """
+        if name not in _PRESETS:
+            raise SettingsError(
+                f"unknown machine {shown(name)}; known are {', '.join(_PRESETS)}. "
+                f"Machine.measure() measures the one at hand, Machine(...) takes its rates as numbers"
+            )
+        return _PRESETS[name]
+
+    @staticmethod
+    def presets() -> tuple[str, ...]:
+        """The names of the known cards."""
+        return tuple(_PRESETS)
+
+    @staticmethod
+    def of(value: Machine | str | None) -> Machine:
+        """Give the machine that an argument means: itself, a preset's name, or (None) the machine at hand.
+
+        The machine at hand is measured once per process where CUDA is available; elsewhere it is the preset "cpu".
+
+        >>> Machine.of("h100") is Machine.of(Machine.preset("h100"))
+        True
+        """
+        if isinstance(value, Machine):
+            return value
+        if isinstance(value, str):
+            return Machine.preset(value)
+        if value is None:
+            return _measured_once(torch.cuda.current_device()) if torch.cuda.is_available() else Machine.preset("cpu")
+        raise SettingsError(
+            f"machine is {shown(value)}; give a Machine, the name of a preset, or None for this machine"
+        )
+
+    @staticmethod
+    def measure(device: str | torch.device = "cuda") -> Machine:
+        """Measure the link and the compute rates of a CUDA device, or of the CPU with its memory as the link.
+
+        The random state stays as it was, and the device memory that was used goes back to the driver. The name says so
+        where a GPU shares its memory with the CPU (an integrated one): there, offloading cannot help.
+
+        >>> Machine.measure("cpu").name
+        'cpu (measured)'
+        """
+        from ..runtime.rates import measure
+
+        return measure(device)
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether this is a GPU that was found to share its memory with the CPU.
+
+        >>> Machine.preset("h100").shares_memory
+        False
+        """
+        return self.name.endswith(f"{SHARED})")
+
+    def copy_seconds(self, lane: Lane, nbytes: int) -> float:
+        """Seconds that one copy takes on the link.
+
+        >>> Machine.preset("rtx4090").copy_seconds("h2d", 250_000_000)
+        0.01001
+        """
+        rate = self.h2d_bytes_per_second if lane == "h2d" else self.d2h_bytes_per_second
+        return self.latency_seconds + nbytes / rate
+
+    def to_dict(self) -> dict[str, str | float]:
+        """Give plain text and floats, for a plan file.
+
+        >>> Machine.preset("rtx4090").to_dict()["latency_seconds"]
+        1e-05
+        """
+        return {key: value if key == "name" else float(value) for key, value in asdict(self).items()}
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> Machine:
+        """Read what `to_dict` gave, and refuse anything else.
+
+        >>> Machine.from_dict(Machine.preset("a100").to_dict()) == Machine.preset("a100")
+        True
+        """
+        expected = {"name", *_NUMBERS}
+        if wrong := expected.symmetric_difference(values):
+            key = min(wrong, key=str)
+            problem = "is missing" if key in expected else f"is unknown; known are {', '.join(sorted(expected))}"
+            raise SettingsError(f"machine: key {key!r} {problem}")
+        return Machine(**values)
+
+
+_NUMBERS = tuple(field.name for field in fields(Machine) if field.name != "name")
+
+
+# Presets
+#
+# The cards' tensor rates and memory bandwidths are NVIDIA's: dense bf16/fp16 with fp32 accumulation (half of what the
+# data sheets print "with sparsity"). A large matmul alone reaches 70-95% of that; a whole transformer's forward, with
+# its attention and its smaller shapes, about 60%. Streaming kernels reach about 90% of the memory bandwidth.
+#
+# PCIe 4.0 x16 carries 31.5 GB/s each way, 5.0 x16 twice that (PCI-SIG); after packet overhead, pinned copies reach
+# 25 and 55 GB/s, and one copy costs about 10 microseconds besides its bytes.
+
+_SHARE_OF_COMPUTE = 0.6
+_SHARE_OF_MEMORY = 0.9
+_PCIE_4_X16 = 25e9
+_PCIE_5_X16 = 55e9
+
+
+def _card(name: str, link: float, peak_flops: float, peak_memory: float) -> Machine:
+    return Machine(name, link, link, 10e-6, _SHARE_OF_COMPUTE * peak_flops, _SHARE_OF_MEMORY * peak_memory)
+
+
+_PRESETS = {
+    machine.name: machine
+    for machine in (
+        # GeForce RTX 3060 12 GB. The GA102 white paper gives 512 flops per clock and SM; 28 SMs at 1.777 GHz.
+        _card("rtx3060", _PCIE_4_X16, 25.5e12, 360e9),
+        # GeForce RTX 4090: NVIDIA Ada GPU architecture white paper, appendix A.
+        _card("rtx4090", _PCIE_4_X16, 165.2e12, 1008e9),
+        # GeForce RTX 5090: NVIDIA RTX Blackwell GPU architecture white paper, appendix A.
+        _card("rtx5090", _PCIE_5_X16, 209.5e12, 1792e9),
+        # A100 80 GB SXM: NVIDIA A100 Tensor Core GPU data sheet.
+        _card("a100", _PCIE_4_X16, 312e12, 2039e9),
+        # H100 SXM: NVIDIA H100 Tensor Core GPU data sheet.
+        _card("h100", _PCIE_5_X16, 989.4e12, 3350e9),
+        # H200 SXM: NVIDIA H200 Tensor Core GPU data sheet.
+        _card("h200", _PCIE_5_X16, 989.4e12, 4800e9),
+        # A desktop: eight cores with AVX2 near 3.5 GHz (0.9 TFLOP/s fp32, about half achieved) and two channels of
+        # DDR4-3200 (51.2 GB/s, JEDEC). Its link is a copy within that memory: each byte is read and written.
+        Machine("cpu", 15e9, 15e9, 10e-6, 4e11, 40e9),
+    )
+}
+
+
+@cache
+def _measured_once(cuda_index: int) -> Machine:
+    return Machine.measure(f"cuda:{cuda_index}")

@@ -1,0 +1,255 @@
+"""What one forward of a model needs: weights, the calls that read them, and the activations between.
+
+Nouns only. `planner.capture` makes a trace from a model, `Trace.from_units` makes one from plain numbers.
+This module never looks at a model and never decides anything.
+
+A forward is a sequence of pieces. A piece is the run of operators between two module boundaries that matter; a call
+is a run of pieces, and everything from the first operator of the forward to the last one belongs to exactly one call:
+
+    boundary   |enter blocks.0     |enter blocks.0.ff   |exit blocks.0    |enter blocks.1
+    pieces  ---|----- attention ---|------- ff ---------|--- glue --------|---------- ...
+    calls   ---|---------------- blocks.0 --------------| blocks.0:after  |-- blocks.1 ...
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import astuple, dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from .machine import Machine
+
+INPUT = -1  # the "piece" that produced an activation which the caller handed in
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """One parameter or buffer, by the bytes it occupies: tied weights are one weight with several names."""
+
+    name: str
+    nbytes: int
+    dtype: str = ""
+    shape: tuple[int, ...] = ()
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Boundary:
+    """A place in the forward: the `occurrence`-th time (from 0) that `module` is entered or left in a cycle."""
+
+    module: str
+    side: Literal["enter", "exit"] = "enter"
+    occurrence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A run of operators that starts at a module boundary: the finest place to cut.
+
+    `flop_bytes` are moved by the operators that count FLOPs, `other_bytes` by those that do not (a norm, a copy).
+    `transient_bytes` is the peak of all activations, inputs included, while the piece runs. `seconds`, when known,
+    replaces the estimate.
+    """
+
+    boundary: Boundary
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+    flops: int = 0
+    flop_bytes: int = 0
+    other_bytes: int = 0
+    transient_bytes: int = 0
+    seconds: float | None = None
+
+    def cost(self, machine: Machine) -> float:
+        """Seconds on a machine: what was measured or given, else the roofline."""
+        if self.seconds is not None:
+            return self.seconds
+        arithmetic = max(self.flops / machine.compute_flops, self.flop_bytes / machine.memory_bytes_per_second)
+        return arithmetic + self.other_bytes / machine.memory_bytes_per_second
+
+
+@dataclass(frozen=True)
+class Call:
+    """One execution of a block in the traced forward, or (`block` is None) what runs between two blocks.
+
+    `name` is unique in the cycle: `blocks.3`, its second call `blocks.3#2`, the glue behind it `blocks.3:after`.
+    `component` is the part of a pipeline that the call belongs to.
+    """
+
+    name: str
+    block: str | None
+    pieces: tuple[Piece, ...]
+    component: str = ""
+
+    @cached_property
+    def reads(self) -> tuple[str, ...]:
+        """The weights that the call reads or writes, each once, in the order of first use."""
+        return tuple(dict.fromkeys(name for piece in self.pieces for name in (*piece.reads, *piece.writes)))
+
+    @cached_property
+    def writes(self) -> tuple[str, ...]:
+        """The weights that the call changes."""
+        return tuple(dict.fromkeys(name for piece in self.pieces for name in piece.writes))
+
+    @property
+    def boundary(self) -> Boundary:
+        """Where the call begins; it lasts until the next call begins."""
+        return self.pieces[0].boundary
+
+    @cached_property
+    def flops(self) -> int:
+        return sum(piece.flops for piece in self.pieces)
+
+    @cached_property
+    def moved_bytes(self) -> int:
+        """Bytes that the call's operators read and write."""
+        return sum(piece.flop_bytes + piece.other_bytes for piece in self.pieces)
+
+    @cached_property
+    def transient_bytes(self) -> int:
+        """The peak of all activations while the call runs, those that only wait included."""
+        return max(piece.transient_bytes for piece in self.pieces)
+
+    def cost(self, machine: Machine) -> float:
+        """Seconds of compute on a machine."""
+        return sum(piece.cost(machine) for piece in self.pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """A storage that lives across calls. `producer` and `uses` are indices of pieces, counted through all calls.
+
+    `until` is the first piece at which it is gone: the number of pieces, for what the forward returns.
+    """
+
+    name: str
+    nbytes: int
+    producer: int
+    uses: tuple[int, ...]
+    until: int
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a forward needs: weights, calls in order, activations that live across calls.
+
+    `source` says how it was made: "fake" (traced on fake tensors), "real" (one real run), "symbolic" (order only: the
+    costs are guesses) or "units" (plain numbers). `fixed` maps each weight that must always stay on the device to the
+    reason why.
+
+    >>> trace = Trace.from_units([{"name": "a", "seconds": 1.0, "tensors": [100, 200]}])
+    >>> trace.weight_bytes, trace.calls[0].reads
+    (300, ('a.0', 'a.1'))
+    """
+
+    weights: Mapping[str, Weight]
+    calls: tuple[Call, ...]
+    activations: tuple[Activation, ...] = ()
+    model: str = "units"
+    entry: str = "forward"
+    source: Literal["fake", "real", "symbolic", "units"] = "units"
+    fixed: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights, those that the forward never reads included."""
+        return sum(weight.nbytes for weight in self.weights.values())
+
+    @cached_property
+    def activation_bytes(self) -> int:
+        """The highest peak of activations in the cycle."""
+        return max(call.transient_bytes for call in self.calls)
+
+    @cached_property
+    def flops(self) -> int:
+        return sum(call.flops for call in self.calls)
+
+    @cached_property
+    def readers(self) -> Mapping[str, tuple[int, ...]]:
+        """For each weight that is read: the indices of the calls that read it, in order."""
+        found: dict[str, list[int]] = {}
+        for index, call in enumerate(self.calls):
+            for name in call.reads:
+                found.setdefault(name, []).append(index)
+        return {name: tuple(calls) for name, calls in found.items()}
+
+    @cached_property
+    def call_of_piece(self) -> tuple[int, ...]:
+        """For each piece, counted through all calls: the index of its call."""
+        return tuple(index for index, call in enumerate(self.calls) for _ in call.pieces)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of everything that the trace says."""
+        weights = [[getattr(weight, name) for name in Weight.__slots__] for weight in self.weights.values()]
+        calls = [[call.name, call.block, call.component, list(map(astuple, call.pieces))] for call in self.calls]
+        lives = list(map(astuple, self.activations))
+        whole = [self.model, self.entry, self.source, dict(self.fixed), weights, calls, lives]
+        return hashlib.sha256(json.dumps(whole, separators=(",", ":")).encode()).hexdigest()[:32]
+
+    def coverage(self) -> Coverage:
+        """How many bytes stream with the blocks, how many always stay, and why."""
+        never = [name for name in self.weights if name not in self.readers]
+        return Coverage(
+            total_bytes=self.weight_bytes,
+            fixed_bytes=sum(self.weights[name].nbytes for name in self.fixed),
+            unread_bytes=sum(self.weights[name].nbytes for name in never),
+            reasons=dict(self.fixed),
+        )
+
+    @staticmethod
+    def from_units(units: Iterable[Mapping[str, Any]]) -> Trace:
+        """Build a trace from plain numbers, without a model.
+
+        A unit is a dict: `name`, `seconds` of compute, `tensors` (a list of bytes, or a dict of name to bytes: a name
+        that two units share is one weight), and optionally `transient_bytes`, `tensor_seconds` (the part of `seconds`
+        that each tensor's operator takes: the unit can then be cut finer) and `component`.
+
+        >>> Trace.from_units([{"name": "a", "seconds": 1, "tensors": {"x": 8}}] * 2).readers
+        {'x': (0, 1)}
+        """
+        from .units import trace_from_units
+
+        return trace_from_units(units)
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """How much of a model's weights can stream, and what cannot."""
+
+    total_bytes: int
+    fixed_bytes: int
+    unread_bytes: int
+    reasons: Mapping[str, str]
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes that are read inside blocks only, and so can stream."""
+        return self.total_bytes - self.fixed_bytes - self.unread_bytes
+
+    @property
+    def share(self) -> float:
+        """The part of the bytes that are ever read which can stream: none where there are weights and none is read."""
+        read = self.total_bytes - self.unread_bytes
+        return self.block_bytes / read if read else float(not self.total_bytes)
+
+    def __str__(self) -> str:
+        lines = [f"{self.block_bytes:,} of {self.total_bytes:,} bytes in blocks ({self.share:.2%} of what is read)"]
+        lines += [f"  always resident: {name}: {reason}" for name, reason in self.reasons.items()]
+        if self.unread_bytes:
+            lines.append(f"  never read, never copied: {self.unread_bytes:,} bytes")
+        return "\n".join(lines)
+
+
+def call_name(block: str, occurrence: int, taken: Container[str] = ()) -> str:
+    """The name of a block's call: `blocks.3`, then `blocks.3#2`, `blocks.3#3`; the next number if one is taken.
+
+    >>> call_name("a", 0), call_name("a", 1), call_name("a", 1, {"a#2"})
+    ('a', 'a#2', 'a#3')
+    """
+    name = block if occurrence == 0 else f"{block}#{occurrence + 1}"
+    return name if name not in taken else call_name(block, occurrence + 1, taken)

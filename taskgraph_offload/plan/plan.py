@@ -1,0 +1,248 @@
+"""The plan: what a trace, a budget and a strategy were decided into. Decided once, then printed, saved, proved, run.
+
+A plan holds facts only: which weights travel together, the seat of each, and the order of tasks of the cold cycle and
+of a steady one. Every edge follows from these (`connect`), every prediction from the edges (`simulate`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from ..nouns.graph import ACTIVATION, Task, TaskGraph
+from ..nouns.machine import Machine
+from ..nouns.timeline import Timeline
+from ..nouns.trace import INPUT, Activation, Call, Trace
+
+if TYPE_CHECKING:
+    import torch
+
+ALIGNMENT = 512  # bytes: what a GPU's allocator gives, and what its kernels like to read
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """Weights that travel together: next to each other at home and on the device, so that one copy moves them all."""
+
+    name: str
+    weights: tuple[str, ...]
+    offset: int
+    resident: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """Seconds that no schedule beats on this trace, budget and machine: at the finest cut, and with whole blocks."""
+
+    step_seconds: float
+    cold_seconds: float
+    block_step_seconds: float
+    block_cold_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What other budgets would do: below which one every schedule stalls, and the step with one GiB more."""
+
+    no_stall_bytes: int
+    one_more_gib_step_seconds: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A decided schedule. `cold` and `steady` are serial programs: run one task after another, they are right.
+
+    >>> import taskgraph_offload as tgo
+    >>> trace = tgo.Trace.from_units([{"name": n, "seconds": 1e-3, "tensors": [2**20]} for n in "abcd"])
+    >>> plan = tgo.Planner.for_trace(trace, "2MiB", strategy="layerwise", machine="cpu").plan()
+    >>> print(*plan.tasks[:3], sep=", ")
+    compute a, h2d c after compute a, compute b
+    """
+
+    trace: Trace
+    machine: Machine
+    strategy: str
+    options: Mapping[str, Any]
+    budget_bytes: int
+    margin_bytes: int
+    arena_bytes: int
+    bundles: Mapping[str, Bundle]
+    cold: tuple[Task, ...]
+    steady: tuple[Task, ...]
+    bound: Bound
+    outlook: Outlook | None = None
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks of a steady cycle, in the order in which the host issues them."""
+        return self.steady
+
+    @cached_property
+    def residents(self) -> tuple[str, ...]:
+        """The weights that come once and stay."""
+        return tuple(name for bundle in self.bundles.values() if bundle.resident for name in bundle.weights)
+
+    @cached_property
+    def seats(self) -> Mapping[str, int]:
+        """The offset in the arena of each weight that is ever on the device."""
+        return {
+            name: bundle.offset + inner
+            for bundle in self.bundles.values()
+            for name, inner in inner_offsets(bundle.weights, self.trace).items()
+        }
+
+    @cached_property
+    def sizes(self) -> Mapping[str, int]:
+        """The bytes that each bundle spans, the gaps between its weights included."""
+        return {name: span_bytes(bundle.weights, self.trace) for name, bundle in self.bundles.items()}
+
+    @property
+    def streamed_bytes(self) -> int:
+        """Bytes copied to the device in a steady cycle."""
+        return sum(self.task_bytes(task) for task in self.steady if task.kind == "h2d")
+
+    def task_bytes(self, task: Task) -> int:
+        """The bytes that a copy moves; 0 for a call."""
+        if task.kind == "compute":
+            return 0
+        if task.is_activation:
+            return self.activations[task.name].nbytes
+        stop = self.sizes[task.name] if task.stop is None else task.stop
+        return stop - task.start
+
+    @cached_property
+    def calls(self) -> Mapping[str, Call]:
+        """The trace's calls by name."""
+        return {call.name: call for call in self.trace.calls}
+
+    @cached_property
+    def bundle_of(self) -> Mapping[str, str]:
+        """The bundle that each weight travels in."""
+        return {weight: bundle.name for bundle in self.bundles.values() for weight in bundle.weights}
+
+    @cached_property
+    def written_back(self) -> frozenset[str]:
+        """The bundles that are ever copied home."""
+        return frozenset(task.name for task in (*self.cold, *self.steady) if task.kind == "d2h")
+
+    @cached_property
+    def activations(self) -> Mapping[str, Activation]:
+        """The trace's activations by the names that tasks use."""
+        return {ACTIVATION + activation.name: activation for activation in self.trace.activations}
+
+    @cached_property
+    def activations_of(self) -> Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+        """For each call: the activations that it uses, and those that it makes."""
+        where, calls = self.trace.call_of_piece, self.trace.calls
+        used: dict[str, dict[str, None]] = {call.name: {} for call in calls}
+        made: dict[str, list[str]] = {call.name: [] for call in calls}
+        for name, activation in self.activations.items():
+            if activation.producer != INPUT:
+                made[calls[where[activation.producer]].name].append(name)
+            for piece in activation.uses:
+                if activation.producer == INPUT or where[piece] != where[activation.producer]:
+                    used[calls[where[piece]].name][name] = None
+        return {call.name: (tuple(used[call.name]), tuple(made[call.name])) for call in calls}
+
+    @cached_property
+    def activation_bytes(self) -> tuple[int, ...]:
+        """For each call of a steady cycle: the peak of its activations, without those that are away."""
+        from .connect import activation_bytes
+
+        return activation_bytes(self)
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most that the device ever holds: the arena and the highest activations."""
+        return self.arena_bytes + max(self.activation_bytes)
+
+    @property
+    def title(self) -> str:
+        """The strategy with its options, as pictures and tables name it."""
+        return title_of(self.strategy, self.options)
+
+    def graph(self, cycles: int = 3) -> TaskGraph:
+        """The explicit task graph: one cold cycle, then steady ones."""
+        from .connect import connect
+
+        return connect(self, cycles)
+
+    @cached_property
+    def settled_seconds(self) -> float:
+        """The predicted step, when it has found its pace."""
+        from .simulate import SETTLED
+
+        return self.predict(SETTLED).step_seconds
+
+    def predict(self, cycles: int = 3, machine: Machine | str | None = None) -> Timeline:
+        """The predicted timeline; of the same plan on another machine, if one is given."""
+        from .simulate import simulate
+
+        plan = self if machine is None else replace(self, machine=Machine.of(machine))
+        return simulate(plan, plan.graph(cycles))
+
+    def verify(self) -> None:
+        """Prove the plan safe, or raise `PlanError` naming what is wrong."""
+        from .verify import verify
+
+        verify(self)
+
+    def explain(self) -> str:
+        """What is resident, what streams, what bounds the step, what another budget would do."""
+        from .explain import explain
+
+        return explain(self)
+
+    def __str__(self) -> str:
+        from .text import print_plan
+
+        return print_plan(self)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan to a file that people can read."""
+        from .planfile import save
+
+        save(self, path)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str], model: torch.nn.Module | None = None) -> Plan:
+        """Read a plan and prove it again; with a model: also that it is the one the plan was made for."""
+        from .planfile import load
+
+        return load(path, model)
+
+
+def title_of(strategy: str, options: Mapping[str, Any]) -> str:
+    """A strategy with its options, in one line.
+
+    >>> title_of("layerwise", {"prefetch": 1})
+    'layerwise prefetch=1'
+    """
+    return " ".join([strategy, *(f"{key}={value}" for key, value in options.items())])
+
+
+def inner_offsets(weights: tuple[str, ...], trace: Trace) -> dict[str, int]:
+    """Where each weight of a bundle begins, from the bundle's first byte."""
+    offsets, cursor = {}, 0
+    for name in weights:
+        offsets[name] = cursor
+        cursor = aligned(cursor + trace.weights[name].nbytes)
+    return offsets
+
+
+def span_bytes(weights: tuple[str, ...], trace: Trace) -> int:
+    """From the first byte of a bundle to the last one."""
+    offsets = inner_offsets(weights, trace)
+    return max((offsets[name] + trace.weights[name].nbytes for name in weights), default=0)
+
+
+def aligned(nbytes: int) -> int:
+    """Rounded up to what a seat starts at.
+
+    >>> aligned(1), aligned(512)
+    (512, 512)
+    """
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT

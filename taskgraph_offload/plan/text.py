@@ -1,0 +1,146 @@
+"""The text form of a plan: printed for people, parsed back for files and tests. Nothing is decided here.
+
+strategy layerwise prefetch=1
+budget 4194304 margin 0 arena 2097152
+bundle a at 0: a.0 a.1
+bundle embed at 1048576 resident: embed.weight
+cold:
+  h2d a
+  compute a
+steady:
+  compute a
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ..errors import PlanError
+from ..nouns.graph import Task, quoted, tokens
+from .plan import Bundle
+
+if TYPE_CHECKING:
+    from .plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class PlanText:
+    """What the text form of a plan holds: everything that was decided, and nothing of the trace."""
+
+    strategy: str
+    options: dict[str, Any]
+    budget_bytes: int
+    margin_bytes: int
+    arena_bytes: int
+    bundles: dict[str, Bundle]
+    cold: tuple[Task, ...]
+    steady: tuple[Task, ...]
+
+
+def print_plan(plan: Plan | PlanText) -> str:
+    """The text form of a plan."""
+    options = [f" {key}={json.dumps(value)}" for key, value in plan.options.items()]
+    lines = [
+        f"strategy {plan.strategy}{''.join(options)}",
+        f"budget {plan.budget_bytes} margin {plan.margin_bytes} arena {plan.arena_bytes}",
+        *map(_print_bundle, plan.bundles.values()),
+        "cold:",
+        *(f"  {task}" for task in plan.cold),
+        "steady:",
+        *(f"  {task}" for task in plan.steady),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def parse_plan(text: str) -> PlanText:
+    """Read the text form of a plan; a line that makes no sense is an error that quotes it with its number."""
+    found = _Found()
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            try:
+                _read_line(line, found)
+            except PlanError as error:
+                raise PlanError(f"line {number} of the plan: {error}") from None
+    for name, there in (("strategy", found.strategy), ("budget", found.sizes)):
+        if not there:
+            raise PlanError(f"the plan has no line that starts with {name!r}")
+    for name in ("cold:", "steady:"):
+        if name not in found.cycles:
+            raise PlanError(f"the plan has no {name!r}")
+    return PlanText(
+        strategy=found.strategy,
+        options=found.options,
+        budget_bytes=found.sizes["budget"],
+        margin_bytes=found.sizes["margin"],
+        arena_bytes=found.sizes["arena"],
+        bundles=found.bundles,
+        cold=tuple(found.cycles["cold:"]),
+        steady=tuple(found.cycles["steady:"]),
+    )
+
+
+@dataclass
+class _Found:
+    """What has been read so far; `current` is the cycle whose tasks follow."""
+
+    strategy: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    bundles: dict[str, Bundle] = field(default_factory=dict)
+    cycles: dict[str, list[Task]] = field(default_factory=dict)
+    current: list[Task] | None = None
+
+
+def _read_line(line: str, found: _Found) -> None:
+    word = line.split()[0]
+    if word in ("cold:", "steady:"):
+        if word in found.cycles:
+            raise PlanError(f"{word!r} comes twice")
+        found.current = found.cycles.setdefault(word, [])
+    elif found.current is not None:
+        found.current.append(Task.parse(line))
+    elif word == "strategy":
+        found.strategy, found.options = _parse_strategy(line)
+    elif word == "budget":
+        found.sizes = _parse_sizes(line)
+    elif word == "bundle":
+        bundle = _parse_bundle(line)
+        if bundle.name in found.bundles:
+            raise PlanError(f"bundle {bundle.name!r} comes twice")
+        found.bundles[bundle.name] = bundle
+    else:
+        raise PlanError(f"a line starts with strategy, budget, bundle, cold: or steady:, not {word!r}")
+
+
+def _print_bundle(bundle: Bundle) -> str:
+    mark = " resident" if bundle.resident else ""
+    return f"bundle {quoted(bundle.name)} at {bundle.offset}{mark}: {' '.join(map(quoted, bundle.weights))}"
+
+
+def _parse_bundle(line: str) -> Bundle:
+    head = re.match(r'\s*bundle ("(?:[^"\\]|\\.)*"|\S+) at (\d+)( resident)?:', line)
+    if head is None:
+        raise PlanError(f"cannot read {line.strip()!r}; a bundle reads like 'bundle blocks.0 at 512 resident: w1 w2'")
+    return Bundle(tokens(head[1])[0], tuple(tokens(line[head.end() :])), int(head[2]), head[3] is not None)
+
+
+def _parse_strategy(line: str) -> tuple[str, dict[str, Any]]:
+    head = re.fullmatch(r'\s*strategy (\S+)((?: \w+=(?:"(?:[^"\\]|\\.)*"|\S+))*)\s*', line)
+    try:
+        pairs = re.findall(r'(\w+)=("(?:[^"\\]|\\.)*"|\S+)', head[2] if head else "")
+        options = {key: json.loads(value) for key, value in pairs}
+    except ValueError:
+        head = None
+    if head is None:
+        raise PlanError(f"cannot read {line.strip()!r}; it reads like 'strategy layerwise prefetch=1'")
+    return head[1], options
+
+
+def _parse_sizes(line: str) -> dict[str, int]:
+    found = re.fullmatch(r"\s*budget (\d+) margin (\d+) arena (\d+)\s*", line)
+    if found is None:
+        raise PlanError(f"cannot read {line.strip()!r}; it reads like 'budget 4096 margin 0 arena 2048'")
+    return dict(zip(("budget", "margin", "arena"), map(int, found.groups()), strict=True))

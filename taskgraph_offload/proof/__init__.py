@@ -1,1 +1,0 @@
-"""The parts of the verifier. They share no code with what they check."""

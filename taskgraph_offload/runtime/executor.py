@@ -1,0 +1,223 @@
+"""Runs a plan: attaches it to a model, whose own forward then runs unchanged, and measures what happens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from functools import cached_property
+from types import TracebackType
+from typing import Any
+from weakref import finalize
+
+import torch
+from torch import Tensor, nn
+
+from ..devices import check_device, open_device
+from ..devices.base import Device
+from ..errors import ExecutionError, SettingsError
+from ..nouns.timeline import Timeline
+from ..plan.fingerprint import check_model
+from ..plan.plan import Plan
+from .agenda import Agenda, agendas
+from .boundaries import Boundaries, refuse_attached
+from .conductor import Conductor
+from .forwards import Forwards
+from .homes import Homes
+from .log import Log, Stats
+from .needs import Needs
+from .watch import Watch
+
+
+class Executor:
+    """A plan at work on a model. A context manager: attached inside, the model as it was outside.
+
+    `device` is "cuda", "cuda:1", "cpu" or "checked" (by default the best there is), `link_bytes_per_second` slows the
+    copies of "cpu" to those of a real link, and with `lazy` the device's memory is taken at the first forward.
+
+    Weights may be read and edited between forwards, and by hooks: an operator that works in place always counts, and
+    so does another Parameter or, between forwards, another `.data` (its memory is where the weight is loaded from then
+    on; a block that is about to read a weight whose `.data` was set since the forward began refuses). An edit that
+    torch does not count, through `.data` or numpy, is seen if it changes one of 64 words of eight
+    bytes spread over the weight: any edit of all rows, or of one row of up to 64. After a smaller one, call
+    `weights_changed()`.
+
+    Between its calls a weight is at home, in host memory, also where the model's forward runs on a GPU: what reads
+    `module.weight.device` or `model.device` from outside sees "cpu". Give inputs on the device yourself.
+
+    >>> import taskgraph_offload as tgo
+    >>> model, x = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(8))), torch.ones(1, 64)
+    >>> plan = tgo.Planner(model, "50%", inputs=(x,), machine="cpu").plan()
+    >>> with tgo.Executor(model, plan, device="cpu") as run:
+    ...     y = model(x)
+    >>> run.stats.divergences
+    0
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        *,
+        device: str | torch.device | Device[Any] | None = None,
+        link_bytes_per_second: float | None = None,
+        lazy: bool = False,
+    ) -> None:
+        if device is None or isinstance(device, str | torch.device):
+            check_device(device, link_bytes_per_second)
+        elif not hasattr(device, "lanes"):
+            raise SettingsError(f"device={device!r} is no device: give a name, such as 'cuda:1', 'cpu' or 'checked'")
+        check_model(plan.trace, model)
+        plan.verify()
+        self.model, self.plan = model, plan
+        self.stats = Stats()
+        self._device_wanted, self._link, self._lazy = device, link_bytes_per_second, lazy
+        self._timeline: Timeline | None = None
+        self._finalizer: finalize[[Device[Any], Mapping[str, Tensor]], Executor] | None = None
+        self._clear()
+
+    def _clear(self) -> None:
+        self._device: Device[Any] | None = None
+        self._homes: Homes | None = None
+        self._boundaries: Boundaries | None = None
+        self._forwards: Forwards | None = None
+        self._conductor: Conductor | None = None
+        self._paused = False
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        self._finalizer = None
+
+    def attach(self) -> Executor:
+        """Move the weights to their homes and take over the boundaries of the forward."""
+        refuse_attached(self.model)
+        self.stats = Stats()
+        try:
+            with torch.inference_mode(False):
+                self._move_in()
+            if not self._lazy:
+                self._conductor = self._new_conductor()
+        except BaseException:
+            self.detach()
+            raise
+        return self
+
+    def detach(self) -> None:
+        """Put the model back as it was found. Does nothing if it is not attached."""
+        if self._device is None:
+            return
+        self._refuse_while_running("detach")
+        with ExitStack() as steps:  # the last one first, and each whatever became of the others
+            steps.callback(self._clear)
+            steps.callback(self._device.close)
+            if self._homes is not None:
+                steps.callback(self._homes.give_back)
+            steps.callback(self._end_conductor)
+            if self._boundaries is not None:
+                steps.callback(self._boundaries.remove)
+
+    def pause(self) -> None:
+        """Everything home and the device's memory free, until `resume`; so that several executors can take turns."""
+        self._refuse_while_running("pause")
+        self._require_attached()
+        self._end_conductor()
+        self._paused = True
+
+    def resume(self) -> None:
+        """Be ready again after a pause."""
+        self._require_attached()
+        self._paused = False
+        if self._conductor is None and not self._lazy:
+            self._conductor = self._new_conductor()
+
+    def weights_changed(self) -> None:
+        """Load all weights anew in the next forward: some were edited where torch does not count it."""
+        self._require_attached()
+        self._watch.everything_changed()
+
+    def timeline(self) -> Timeline:
+        """What the last forwards did, task by task, as measured."""
+        if self._conductor is not None:
+            self._timeline = self._log.timeline(self.plan, self._conductor.lanes)
+        if self._timeline is None or not self._timeline.spans:
+            raise ExecutionError("no forward has run yet; call the model, then ask for the timeline")
+        return self._timeline
+
+    def __enter__(self) -> Executor:
+        return self if self._device is not None else self.attach()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.detach()
+
+    def _move_in(self) -> None:
+        wanted = self._device_wanted
+        if wanted is None or isinstance(wanted, str | torch.device):
+            wanted = open_device(wanted, self._link)
+        device = self._device = wanted
+        device.begin()
+        self._homes = Homes(self.model, self.plan, device)
+        self._finalizer = finalize(self, _let_go, device, self._homes.slabs)
+        self._finalizer.atexit = False
+        self._needs = Needs(self.model, self.plan, self._homes)
+        self._watch = Watch(self._homes, self._needs.changed)
+        self._forwards = Forwards(self.plan.trace.entry, self._watch, self._ready)
+        self._boundaries = Boundaries(self.model, self._modules(), self._forwards.reach)
+        for method in dict.fromkeys((self.plan.trace.entry, "forward")):
+            self._boundaries.wrap(self.model, method, self._forwards.run)
+        self._boundaries.wrap_inner(self.model, self._needs.inside)
+
+    @cached_property
+    def _agendas(self) -> tuple[Agenda, ...]:
+        return agendas(self.plan)
+
+    def _modules(self) -> list[str]:
+        """The modules whose boundaries matter, the model itself aside."""
+        calls = self.plan.trace.calls
+        found = dict.fromkeys(name for call in calls for name in (call.boundary.module, call.block) if name)
+        return list(found)
+
+    def _ready(self) -> Conductor:
+        """What conducts the forward that is about to begin."""
+        if self._paused:
+            raise ExecutionError("this executor is paused; call resume() before the model")
+        assert self._device is not None
+        assert self._boundaries is not None
+        self._device.begin()  # before anything that would have to be undone
+        if self._conductor is None:
+            self._conductor = self._new_conductor()
+        self._boundaries.come_outermost()
+        return self._conductor
+
+    def _new_conductor(self) -> Conductor:
+        assert self._device is not None
+        assert self._homes is not None
+        self._device.begin()  # what is allocated and marked is the caller's
+        self._log = Log(self.stats)
+        with torch.inference_mode(False):
+            return Conductor(self.plan, self._agendas, self._homes, self._needs, self._device, self._log)
+
+    def _end_conductor(self) -> None:
+        if self._conductor is None:
+            return
+        conductor, self._conductor = self._conductor, None
+        try:
+            self._timeline = self._log.timeline(self.plan, conductor.lanes)
+        finally:
+            conductor.close()
+
+    def _require_attached(self) -> None:
+        if self._device is None:
+            raise ExecutionError("this executor is not attached; call attach() first")
+
+    def _refuse_while_running(self, what: str) -> None:
+        if self._forwards is not None and self._forwards.are_running:
+            raise ExecutionError(f"cannot {what} while a forward is running")
+
+
+def _let_go(device: Device[Any], slabs: Mapping[str, Tensor]) -> None:
+    """Nobody has detached, and the model and its executor are garbage now."""
+    with suppress(Exception):
+        device.synchronize()
+    for slab in slabs.values():
+        with suppress(Exception):
+            device.unpin(slab)
+    with suppress(Exception):
+        device.close()

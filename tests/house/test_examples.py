@@ -1,0 +1,169 @@
+"""Everything that the README tells a reader to run, run literally; and every example."""
+
+import importlib
+import os
+import re
+import shlex
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from taskgraph_offload.planner import strategies
+
+import taskgraph_offload as tgo
+from taskgraph_offload.devices.cpu import CpuDevice
+from taskgraph_offload.nouns.budget import readable
+
+from ..made import SLOW_LINK, trace_of
+
+ROOT = Path(__file__).resolve().parents[2]
+MIB = 2**20
+EXAMPLES = {
+    "quickstart": [],
+    "compare_strategies": ["--rounds", "1", "--steps", "1", "--out", "."],
+    "how_much_memory": ["--steps", "3", "--out", "."],
+    "transformers_llama": [],
+    "diffusers_flux": ["--steps", "2"],
+}
+NO_EXAMPLE = {"tiny_dit"}  # the model of the examples
+
+
+def run(command: list[str], folder: Path) -> str:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    result = subprocess.run(command, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True)
+    assert result.returncode == 0, f"{shlex.join(command)}\n{result.stdout}\n{result.stderr}"
+    return result.stdout
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_example_runs(name, tmp_path):
+    assert run([sys.executable, str(ROOT / "examples" / f"{name}.py"), *EXAMPLES[name]], tmp_path)
+    if name == "compare_strategies":
+        gallery = {path.name for path in (ROOT / "examples" / "gallery").iterdir()}
+        assert gallery <= {path.name for path in tmp_path.iterdir()}, "the gallery shows what the demo makes"
+
+
+@pytest.fixture
+def demo(monkeypatch, tmp_path):
+    """The demo as a module, on a small model of its kind, for one short round without pictures."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    module = importlib.import_module("compare_strategies")
+    monkeypatch.setattr(module, "make", partial(module.make, width=64, layers=4))
+    monkeypatch.setattr(module, "draw", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["compare_strategies", "--rounds", "1", "--steps", "1", "--budget", "80%"])
+    threads = torch.get_num_threads()
+    yield module
+    torch.set_num_threads(threads)
+
+
+def test_the_demo_fails_where_an_output_differs(demo, monkeypatch, capsys):
+    """The model gives something else every time."""
+    model, inputs = demo.make()
+    model.register_forward_hook(lambda model, args, output: output + torch.rand(()))
+    monkeypatch.setattr(demo, "make", lambda device: (model, inputs))
+    assert demo.main() == 1
+    faults = [line for line in capsys.readouterr().out.splitlines() if "differs from the plain model's" in line]
+    assert faults[:2] == [f"auto: step {step} differs from the plain model's" for step in (0, 1)]
+    assert len(faults) == 2 * len(demo.CHOICES)
+
+
+def test_the_demo_fails_where_a_peak_is_over_its_budget(demo, monkeypatch, capsys):
+    """The device tells that all of the budget was taken, then that a byte more was."""
+    model, inputs = demo.make()
+    budget = tgo.Planner(model, "80%", inputs=inputs, machine="cpu").budget_bytes
+    monkeypatch.setattr(CpuDevice, "peak_bytes", lambda device: budget)
+    assert demo.main() == 0
+    assert "every budget was kept" in capsys.readouterr().out
+    monkeypatch.setattr(CpuDevice, "peak_bytes", lambda device: budget + 1)
+    assert demo.main() == 1
+    out = capsys.readouterr().out
+    assert f"auto: its peak is 1 B over the budget of {readable(budget)}\n" in out
+    assert "every budget was kept" not in out
+
+
+def test_the_demo_shows_the_peaks_that_were_measured(demo, monkeypatch, capsys):
+    monkeypatch.setattr(CpuDevice, "peak_bytes", lambda device: 12345)
+    assert demo.main() == 0
+    out = capsys.readouterr().out
+    assert "Measured: `measured step` (the median), its `/ bound`, and `peak` (the arena with the traced" in out
+    head, _, *rows = (line.split("|") for line in out.splitlines() if line.startswith("|"))
+    peak = [cell.strip() for cell in head].index("peak")
+    shown = {row[1].strip(): row[peak].strip() for row in rows}
+    assert {shown.pop("model"), shown.pop("resident")} == {"-"}, "they did not run"
+    assert set(shown.values()) == {readable(12345)}
+    assert len(shown) == len(demo.CHOICES)
+
+
+def test_every_example_is_listed_here():
+    assert {path.stem for path in (ROOT / "examples").glob("*.py")} == {*EXAMPLES, *NO_EXAMPLE}
+
+
+def python_of(page: str) -> list[str]:
+    """The blocks of Python that a page shows."""
+    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+    assert blocks, f"{page} shows no Python"
+    return blocks
+
+
+def executed(block: str) -> dict[str, Any]:
+    """What a block leaves behind when it is run as it stands."""
+    left: dict[str, Any] = {}
+    exec(block, left)
+    return left
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_every_block_of_python_runs_as_it_stands(page, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for block in python_of(page):
+        executed(block)
+
+
+def test_the_five_lines_do_what_they_say(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    left = executed(python_of("README.md")[0])
+    assert torch.equal(left["y"], left["model"](**left["inputs"]))
+    assert left["plan"].streamed_bytes > 0
+    assert left["plan"].explain() in capsys.readouterr().out
+    assert (tmp_path / "timeline.png").is_file()
+
+
+def test_the_strategy_for_contributors_is_one_file_and_no_more(monkeypatch, tmp_path):
+    (tmp_path / "first.py").write_text(python_of("CONTRIBUTING.md")[0])
+    monkeypatch.setattr(strategies, "__path__", [*strategies.__path__, str(tmp_path)])
+    planner = tgo.Planner.for_trace(trace_of([MIB] * 4), "3MiB", strategy="first", machine=SLOW_LINK, keep=2)
+    plan = planner.plan()  # proved
+    assert [call.name for call in plan.trace.calls if set(call.reads) <= set(plan.residents)] == ["a", "b"]
+    assert "first" in [row["strategy"] for row in planner.compare().rows if row["error"] is None]
+    with pytest.raises(tgo.SettingsError, match="'keep' of first is a whole number from 0 on, not -1"):
+        tgo.Planner.for_trace(plan.trace, "3MiB", strategy="first", keep=-1)
+
+
+COMMANDS = re.findall(r"^    (taskgraph-offload .*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+
+
+def test_the_readme_has_commands():
+    assert len(COMMANDS) >= 3
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_of_the_readme_works(command):
+    assert "rtx4090" in run(shlex.split(command), ROOT)
+
+
+def test_every_target_of_make_that_the_readme_names_is_there():
+    targets = set(re.findall(r"`?make (\w+)`?", (ROOT / "README.md").read_text()))
+    assert targets >= {"demo", "test"}
+    for target in targets:
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
+
+
+def test_the_pictures_of_the_readme_are_there():
+    pictures = re.findall(r"!\[.*\]\((.*)\)", (ROOT / "README.md").read_text())
+    assert pictures
+    assert all((ROOT / picture).is_file() for picture in pictures)
