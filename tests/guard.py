@@ -20,18 +20,19 @@ class Guard(TorchDispatchMode):
     def __init__(self, run: tgo.Executor, inputs: Any = None) -> None:
         super().__init__()
         assert run._homes is not None
-        places = sorted((*span(slab), name) for name, slab in run._homes.slabs.items())
+        places = sorted((*span(home.memory), name) for name, home in run._homes.memories.items())
         self.starts, self.stops, self.names = zip(*places, strict=True)
         self.measures = inputs is not None
         self.peak_bytes = 0
         self.live: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self.ours = set[int]()  # storages of weights, which count as arena
-        for member in run._homes.members():
-            self.ours |= {member.home.untyped_storage()._cdata, member.seat.untyped_storage()._cdata}
+        for shown in run._homes.tensors():
+            self.ours |= {shown.home.untyped_storage()._cdata, shown.seat.untyped_storage()._cdata}
         self._count(inputs)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not torch.ops.aten._has_compatible_shallow_copy_type.default:  # asked when `.data` is set
+        asks_layout = func is torch.ops.aten._has_compatible_shallow_copy_type.default  # asked when `.data` is set
+        if not asks_layout and not func.is_view:  # a view reads nothing
             for tensor in _tensors((args, kwargs)):
                 self._refuse_home(func, tensor)
         out = func(*args, **(kwargs or {}))

@@ -17,7 +17,7 @@ from ..nouns.timeline import Span, Timeline
 from ..plan.explain import facts
 from ..plan.plan import Plan
 from ..plan.simulate import SETTLED
-from ..runtime.log import Stats
+from ..runtime.measured import Stats
 from .documents import Circumstances
 from .strip import step_strip
 from .tables import ABSENT, Column, print_table

@@ -143,6 +143,8 @@ class _Deed:
 class CheckedDevice(HostMemory):
     """The CPU, checked. Runs in the caller's thread; the same seed runs the same way."""
 
+    refuses_home_reads = True
+
     def __init__(self, seed: int = 0) -> None:
         self.start_over(seed)
 
@@ -173,7 +175,8 @@ class CheckedDevice(HostMemory):
 
     def begin(self) -> None:
         """The caller is the compute lane anyway."""
-        refuse_closed(self._is_closed)
+        if self._is_closed:
+            refuse_closed()
 
     def reached(self, label: object, memory: Tensor, reads: Sequence[Range], writes: Sequence[Range]) -> None:
         """Check the bytes of a call."""

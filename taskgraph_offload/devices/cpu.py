@@ -44,11 +44,11 @@ class CpuEvent:
     done, as it could with a `threading.Condition`.
     """
 
-    __slots__ = ("_failure", "_waiting", "happened", "recorded", "seconds")
+    __slots__ = ("_failure", "happened", "recorded", "seconds", "waiting")
 
     def __init__(self, failure: Failure) -> None:
         self._failure = failure
-        self._waiting: deque[tuple[int, threading.Lock]] = deque()
+        self.waiting: deque[tuple[int, threading.Lock]] = deque()
         self.recorded = self.happened = 0
         self.seconds = 0.0
 
@@ -58,28 +58,34 @@ class CpuEvent:
 
     def synchronize(self) -> None:
         """Block until the event has happened."""
-        self.wait(self.recorded)
-        self._failure.check()
+        if self.happened < self.recorded:
+            self.wait(self.recorded)
+        if self._failure.error is not None:
+            self._failure.check()
 
     def wait(self, number: int) -> None:
         """Block until the event has happened so many times, right or wrong."""
         if self.happened < number:
             lock = threading.Lock()
             lock.acquire()
-            self._waiting.append((number, lock))
+            self.waiting.append((number, lock))
             if self.happened < number:  # from here on it finds the lock
                 lock.acquire()
 
     def happen(self, number: int) -> None:
         """It happens, and whoever waits is told."""
-        self.seconds = time.perf_counter()
-        self.happened = number
-        for _ in range(len(self._waiting)):
-            wanted, lock = self._waiting.popleft()
+        self.seconds, self.happened = time.perf_counter(), number
+        if self.waiting:
+            self.wake(number)
+
+    def wake(self, number: int) -> None:
+        """Tell whoever waits that the event has happened so many times."""
+        for _ in range(len(self.waiting)):
+            wanted, lock = self.waiting.popleft()
             if wanted <= number:
                 lock.release()
             else:
-                self._waiting.append((wanted, lock))
+                self.waiting.append((wanted, lock))
 
 
 class ComputeLane:
@@ -96,7 +102,9 @@ class ComputeLane:
     def record(self, event: CpuEvent) -> None:
         """The event happens now."""
         event.recorded += 1
-        event.happen(event.recorded)
+        event.seconds, event.happened = time.perf_counter(), event.recorded
+        if event.waiting:
+            event.wake(event.recorded)
 
 
 class CopyLane:
@@ -153,6 +161,8 @@ class CopyLane:
 class HostMemory:
     """What devices have in common whose memory is the host's."""
 
+    refuses_home_reads = False
+
     def window(self, memory: Tensor, start: int, nbytes: int) -> Tensor:
         """Bytes of such memory, with a storage of their own."""
         return bytes_of(memory.numpy(), start, nbytes)
@@ -191,8 +201,9 @@ class CpuDevice(HostMemory):
 
     def begin(self) -> None:
         """The caller is the compute lane anyway. The threads of the others are in one process only."""
-        refuse_closed(self._is_closed)
-        if self._is_forked:
+        if self._is_closed:
+            refuse_closed()
+        if os.getpid() != self._process:
             raise ExecutionError(
                 "this process was forked from one in which the model is attached, and has no threads that copy: "
                 "attach in this process, not before the fork"

@@ -102,6 +102,8 @@ class _Bytes:
 class CudaDevice:
     """One CUDA device."""
 
+    refuses_home_reads = False  # torch itself refuses tensors on two devices
+
     def __init__(self, index: int) -> None:
         self.device = torch.device("cuda", index)
         self._compute = CallersLane(self.device)

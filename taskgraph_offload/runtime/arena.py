@@ -1,11 +1,14 @@
-"""The arena: what is in it, and every copy into it and out of it, each behind whoever touched the same bytes before.
+"""The device memory that holds all seats: what is in it, and every copy into it and out of it.
 
-Issues what it is told to; never decides what comes when.
+Each copy waits for whoever touched the same bytes before. The plan decides when a copy comes; this module makes sure
+that it overwrites nothing that is still in use, and loads what is missing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -14,72 +17,175 @@ from torch.utils._python_dispatch import _disable_current_modes
 from ..devices.base import Device
 from ..nouns.graph import Task
 from ..plan.plan import Plan
-from .agenda import Errand
-from .courier import Courier, Piece
-from .homes import Home, Homes
-from .lanes import Lanes
-from .needs import Need
-from .seating import SeatTable
+from .copies import Bytes, Copier, Copy, Lanes
+from .homes import Homes
+from .needs import Need, Range
+from .tensors import WeightTensor, edited_weights, point_home
+
+
+@dataclass(slots=True)
+class Segment:
+    """Bytes with one history: the bundle that they hold, the copy that brought it, who last read or copied them."""
+
+    holder: str | None = None
+    arrived: int = 0
+    used: int = 0
+    copied_out: int = 0
+
+
+class SeatTable:
+    """Who holds which bytes of the arena, and which task of each lane touched them last.
+
+        arena      |------ blocks.3 ------|--- blocks.4 ---|---- (nobody) ----|------ always ------|
+        holder       blocks.3               blocks.4         None               always
+        arrived      h2d 17                 h2d 18           -                  h2d 1
+        used         compute 9              compute 8        compute 8          compute 9
+
+    Segment i is [cuts[i], cuts[i + 1]). A bundle has one seat, so the holder says which bytes a segment holds.
+    """
+
+    def __init__(self, nbytes: int, used: int = 0) -> None:
+        self._cuts = [0, nbytes]
+        self._segments = [Segment(used=used)]
+
+    def fill(self, start: int, stop: int, holder: str | None, arrived: int) -> Segment:
+        """A copy overwrites the bytes. Returns what happened to them before: the latest task of each lane."""
+        if start >= stop:
+            return Segment()
+        first, last = self._cut(start), self._cut(stop)
+        before = self._segments[first:last]
+        self._cuts[first + 1 : last] = []
+        self._segments[first:last] = [Segment(holder, arrived)]
+        return before[0] if len(before) == 1 else _latest(before)
+
+    def over(self, start: int, stop: int) -> list[Segment]:
+        """The segments that touch a range."""
+        if start >= stop:
+            return []
+        return self._segments[bisect_right(self._cuts, start) - 1 : bisect_left(self._cuts, stop)]
+
+    def missing(self, start: int, stop: int, holder: str) -> list[Range]:
+        """The parts of a range that do not hold a bundle's bytes. Neighbours are joined."""
+        found: list[Range] = []
+        index = bisect_right(self._cuts, start) - 1
+        while start < stop:
+            end = min(stop, self._cuts[index + 1])
+            if self._segments[index].holder != holder:
+                if found and found[-1][1] == start:
+                    found[-1] = found[-1][0], end
+                else:
+                    found.append((start, end))
+            start, index = end, index + 1
+        return found
+
+    def forget(self, start: int, stop: int) -> None:
+        """Nobody holds the bytes any more. A copy that overwrites them still waits for who used them."""
+        if start < stop:
+            first, last = self._cut(start), self._cut(stop)
+            for segment in self._segments[first:last]:
+                segment.holder = None
+
+    def _cut(self, place: int) -> int:
+        """The index of the segment that begins here. Cuts one if none does."""
+        index = bisect_right(self._cuts, place)
+        if self._cuts[index - 1] == place:
+            return index - 1
+        self._cuts.insert(index, place)
+        self._segments.insert(index, replace(self._segments[index - 1]))
+        return index
+
+
+def _latest(segments: list[Segment]) -> Segment:
+    return Segment(
+        None,
+        max(segment.arrived for segment in segments),
+        max(segment.used for segment in segments),
+        max(segment.copied_out for segment in segments),
+    )
 
 
 class Arena:
-    """The device memory that holds all seats."""
+    """The memory, and the copies of weights into it and out of it."""
 
-    def __init__(self, plan: Plan, homes: Homes, device: Device[Any], lanes: Lanes, courier: Courier) -> None:
-        self._plan, self._homes, self._device, self._lanes = plan, homes, device, lanes
-        self._courier = courier
+    def __init__(self, plan: Plan, homes: Homes, device: Device[Any], lanes: Lanes, copier: Copier) -> None:
+        self._plan, self._homes, self._device, self._lanes, self._copier = plan, homes, device, lanes, copier
         self.memory = device.allocate(plan.arena_bytes)
         self._table = SeatTable(plan.arena_bytes, used=lanes.mark("compute"))
         self._read_home: dict[str, int] = {}  # for each bundle: the last copy from its home
         self._wrote_home: dict[str, int] = {}  # and the last one to it
         self.last_home = 0  # the last copy to any home
-        self._made_pieces: dict[tuple[str, int, int], list[Piece]] = {}
+        self._made_pieces: dict[tuple[str, int, int], list[Bytes]] = {}
         self._windows = {
             name: device.window(self.memory, offset, plan.trace.weights[name].nbytes)
             for name, offset in plan.seats.items()
         }
         self._look_at_homes(plan.seats)
 
-    def issue(self, errand: Errand, only_missing: bool) -> None:
-        """Issue a copy of the plan; `only_missing`: of what is not there yet."""
-        task = errand.task
+    def issue(self, copy: Copy, only_missing: bool) -> None:
+        """Issue a copy of the plan; `only_missing`: of the bytes that are not there yet."""
+        task = copy.task
         start, stop = task.start, self._plan.sizes[task.name] if task.stop is None else task.stop
-        if task.kind == "d2h":
+        if copy.lane == "d2h":
             if not self._missing(task.name, start, stop):
-                self._copy_home(errand, start, stop)
+                self._copy_home(copy, start, stop)
         elif only_missing:
             for first, last in self._missing(task.name, start, stop):
-                self._bring(errand, first, last)
+                self._bring(copy, first, last)
         else:
-            self._bring(errand, start, stop)
+            self._bring(copy, start, stop)
 
     def seat(self, need: Need) -> None:
-        """Let the compute lane have all that a need reads: load what is missing, wait for what is on its way."""
+        """Let the compute lane have all that a call reads: load what is missing, wait for what is on its way."""
         arrived = 0
         for bundle, start, stop in need.ranges:
-            segments = self._table.over(start, stop)
-            if any(segment.holder != bundle for segment in segments):
-                self._load_missing(need, bundle, start, stop)
-                segments = self._table.over(start, stop)
-            for segment in segments:
-                if segment.arrived > arrived:
+            for segment in self._table.over(start, stop):
+                if segment.holder != bundle:
+                    self._load_missing(need.name, bundle, start, stop)
+                    arrived = self._lanes.latest["h2d"]
+                elif segment.arrived > arrived:
                     arrived = segment.arrived
         self._lanes.wait("compute", "h2d", arrived)
 
-    def lend(self, home: Home, need: Need) -> Tensor:
-        """Memory beside the arena with a weight in it, for as long as the caller keeps it."""
-        memory = self._device.allocate(home.memory.nbytes)
-        self._lanes.wait("h2d", "compute", self._lanes.mark("compute"))
-        self._courier.stats.demand_loads += 1
-        errand = Errand(Task("h2d", home.name), f"h2d {home.name} beside the arena", need.name)
-        self._lanes.wait("compute", "h2d", self._courier.copy(errand, (memory, home.memory)))
-        return memory
-
     def used(self, need: Need, number: int) -> None:
-        """A call that has the number in the compute lane has read and changed what it needed."""
+        """The task with this number in the compute lane has read and changed what a call needs."""
         for _, start, stop in need.ranges:
             for segment in self._table.over(start, stop):
                 segment.used = number
+
+    def bring_beside_the_plan(self, weight: str, call: str, place: int | None) -> Tensor:
+        """Copy a weight to a place in the arena where the plan has no seat for it, or to memory of its own.
+
+        Returns the memory. The compute lane waits for the copy.
+        """
+        home = self._homes.weights[weight]
+        nbytes, copy = home.memory.nbytes, Copy(Task("h2d", weight), f"h2d {weight} on demand", call)
+        self._copier.stats.demand_loads += 1
+        if place is None:
+            memory = self._device.allocate(nbytes)
+        else:
+            memory = self._device.window(self.memory, place, nbytes)
+            before = self._table.fill(place, place + nbytes, beside(weight), self._lanes.latest["h2d"] + 1)
+            self._lanes.wait("h2d", "d2h", before.copied_out)
+        self._lanes.wait("h2d", "compute", self._lanes.mark("compute"))
+        self._lanes.wait("compute", "h2d", self._copier.copy(copy, [(memory, home.memory)]))
+        return memory
+
+    def used_beside_the_plan(self, memory: Tensor, place: int | None) -> None:
+        """The compute lane has, up to now, read a weight that was brought beside the plan."""
+        number = self._lanes.mark("compute")
+        if place is not None:
+            for segment in self._table.over(place, place + memory.nbytes):
+                segment.used = number
+
+    def holds_beside_the_plan(self, weight: str, place: int, nbytes: int) -> bool:
+        """Whether the bytes of a weight that was brought beside the plan are still there."""
+        return not self._table.missing(place, place + nbytes, beside(weight))
+
+    def carry_home_beside_the_plan(self, weight: str, memory: Tensor) -> None:
+        """Copy a weight that was brought beside the plan, and changed there, to its home, and wait for that."""
+        self._lanes.wait("d2h", "compute", self._lanes.mark("compute"))
+        copy = Copy(Task("d2h", weight), f"d2h {weight} on demand", "")
+        self._lanes.settle("d2h", self._copier.copy(copy, [(self._homes.weights[weight].memory, memory)]))
 
     def carry_home(self, names: Iterable[str]) -> None:
         """Copy weights that a call has changed to their homes."""
@@ -88,10 +194,10 @@ class Arena:
             start = self._plan.seats[name] - self._plan.bundles[bundle].offset
             stop = start + self._plan.trace.weights[name].nbytes
             task = Task("d2h", bundle, start, stop)
-            self._copy_home(Errand(task, str(task), ""), start, stop)
+            self._copy_home(Copy(task, str(task), ""), start, stop)
 
     def announce_changes(self, need: Need, names: Iterable[str]) -> None:
-        """Tell a device that checks what a call has written besides what it said."""
+        """Tell a device that checks what a call has written besides what the plan says."""
         for name in names:
             start = self._plan.seats[name]
             stop = start + self._plan.trace.weights[name].nbytes
@@ -102,8 +208,9 @@ class Arena:
         if self._homes.moves != self._moves:
             self._look_at_homes(names)
         for name in names:
-            start = self._plan.seats[name]
-            self._table.forget(start, start + self._plan.trace.weights[name].nbytes)
+            if name in self._plan.seats:
+                start = self._plan.seats[name]
+                self._table.forget(start, start + self._plan.trace.weights[name].nbytes)
 
     def forget_all_but(self, kept: Need | None) -> None:
         """Nothing is there any more, and nothing on its way, except for what a need reads."""
@@ -112,64 +219,129 @@ class Arena:
             self._table.fill(start, stop, bundle, arrived=0)
 
     def close(self) -> None:
-        """Nobody looks at the memory any more, so that it is free at once."""
-        for member in self._homes.members():
-            member.seat = member.home
+        """Let nothing look at the memory any more, so that it is free at once."""
+        for shown in self._homes.tensors():
+            shown.seat = shown.home
         self._made_pieces.clear()
         self._windows.clear()
 
     def _look_at_homes(self, names: Iterable[str]) -> None:
-        """These weights may have moved, or be shown by other tensors."""
+        """These weights may have moved, or other tensors may show them."""
         self._moves = self._homes.moves
         self._made_pieces.clear()
         for name in names:
-            for member in self._homes.weights[name].members:
-                member.seat = member.view_of(self._windows[name])
+            if name in self._windows:
+                for shown in self._homes.weights[name].tensors:
+                    shown.seat = shown.view_of(self._windows[name])
 
-    def _missing(self, bundle: str, start: int, stop: int) -> list[tuple[int, int]]:
+    def _missing(self, bundle: str, start: int, stop: int) -> list[Range]:
         """The parts of a bundle's bytes that are not in their seat, nor on their way."""
         offset = self._plan.bundles[bundle].offset
         parts = self._table.missing(offset + start, offset + stop, bundle)
         return [(first - offset, last - offset) for first, last in parts]
 
-    def _load_missing(self, need: Need, bundle: str, start: int, stop: int) -> None:
-        """Bring what nobody has brought in time."""
+    def _load_missing(self, call: str, bundle: str, start: int, stop: int) -> None:
+        """Load the part of a range of the arena that nobody loaded in time."""
         offset = self._plan.bundles[bundle].offset
         for first, last in self._missing(bundle, start - offset, stop - offset):
-            self._courier.stats.demand_loads += 1
+            self._copier.stats.demand_loads += 1
             task = Task("h2d", bundle, first, last)
-            self._bring(Errand(task, str(task), need.name), first, last)
+            self._bring(Copy(task, str(task), call), first, last)
 
-    def _bring(self, errand: Errand, start: int, stop: int) -> None:
-        """Copy bytes of a bundle to their seat, behind all who touched what lies there now."""
-        bundle = errand.task.name
+    def _bring(self, copy: Copy, start: int, stop: int) -> None:
+        """Copy bytes of a bundle to their seat, behind all who touched what is there now."""
+        bundle = copy.task.name
         offset = self._plan.bundles[bundle].offset
         before = self._table.fill(offset + start, offset + stop, bundle, self._lanes.latest["h2d"] + 1)
         self._lanes.wait("h2d", "compute", before.used)
-        self._lanes.wait("h2d", "d2h", max(before.copied_out, self._wrote_home.get(bundle, 0)))
-        self._read_home[bundle] = self._courier.copy(errand, *self._pieces(bundle, start, stop))
+        copied_out = max(before.copied_out, self._wrote_home.get(bundle, 0))
+        if copied_out:
+            self._lanes.wait("h2d", "d2h", copied_out)
+        pieces = self._made_pieces.get((bundle, start, stop)) or self._pieces(bundle, start, stop)
+        self._read_home[bundle] = self._copier.copy(copy, pieces)
 
-    def _copy_home(self, errand: Errand, start: int, stop: int) -> None:
-        """Copy bytes of a bundle from their seat to their home, behind who changed the one and who read the other."""
-        bundle = errand.task.name
+    def _copy_home(self, copy: Copy, start: int, stop: int) -> None:
+        """Copy bytes of a bundle from their seat to their home, behind who changed the seat and who read the home."""
+        bundle = copy.task.name
         offset = self._plan.bundles[bundle].offset
         segments = self._table.over(offset + start, offset + stop)
         self._lanes.wait("d2h", "compute", max((segment.used for segment in segments), default=0))
         arrived = max((segment.arrived for segment in segments), default=0)
         self._lanes.wait("d2h", "h2d", max(arrived, self._read_home.get(bundle, 0)))
         pieces = [(home, seat) for seat, home in self._pieces(bundle, start, stop)]
-        number = self.last_home = self._wrote_home[bundle] = self._courier.copy(errand, *pieces)
+        number = self.last_home = self._wrote_home[bundle] = self._copier.copy(copy, pieces)
         for segment in segments:
             segment.copied_out = number
 
-    def _pieces(self, bundle: str, start: int, stop: int) -> list[Piece]:
-        """Bytes of a bundle in their seat and at home, in one piece unless a weight has moved; made once."""
+    def _pieces(self, bundle: str, start: int, stop: int) -> list[Bytes]:
+        """Bytes of a bundle in their seat and at home: one piece, unless a weight has moved. Made once."""
         key = bundle, start, stop
         if key not in self._made_pieces:
             offset = self._plan.bundles[bundle].offset
-            with _disable_current_modes():  # what the model's own operators are watched by is not for these
+            with _disable_current_modes():  # modes that watch the model's operators must not see ours
                 seats = self.memory[offset : offset + self._plan.sizes[bundle]]
                 self._made_pieces[key] = [
                     (seats[first:last], home) for first, last, home in self._homes.pieces(bundle, start, stop)
                 ]
         return self._made_pieces[key]
+
+
+def beside(weight: str) -> str:
+    """The name under which the table knows a weight that was brought beside the plan. No bundle has it."""
+    return f"{weight} on demand"
+
+
+class Throughout:
+    """What is on the device throughout a forward: weights that are read between blocks, or that the forward changes.
+
+    between forwards     the forward runs                                  between forwards
+    at home              seated, and tensors point there .............     at home
+    (changed ones stay)                                                    (changed ones stay: see `kept`)
+    """
+
+    def __init__(self, need: Need, staying: Need, arena: Arena, lanes: Lanes, device: Device[Any]) -> None:
+        self._need, self._kept, self._arena, self._lanes, self._device = need, staying, arena, lanes, device
+        self._changed = {shown.weight for shown in staying.tensors}
+        self._staying = set(staying.tensors)
+        self.returning = [shown for shown in need.tensors if shown not in self._staying]
+        self._is_seated = False  # since the first forward began: then changed weights live on the device
+
+    def begin(self) -> None:
+        """A forward begins: seat the weights and point their tensors there."""
+        self._arena.seat(self._need)
+        for shown in self._need.tensors:
+            shown.tensor.data = shown.seat
+        self._is_seated = True
+
+    def end(self) -> None:
+        """A forward has ended, and all that it issued comes before this. Wait for what goes home."""
+        if self.returning:
+            self._carry_edits_home()
+        self._lanes.settle("d2h", self._arena.last_home)
+        if self._need.ranges:
+            self._device.reached("between blocks", self._arena.memory, self._need.reads, [])
+            self._arena.used(self._need, self._lanes.mark("compute"))
+        if self.returning:
+            point_home(self.returning)
+
+    def _carry_edits_home(self) -> None:
+        """Copy home what somebody's hook has edited on the device."""
+        if names := sorted((edited_weights(self.returning) | self._need.changed_unseen()) - self._changed):
+            self._arena.announce_changes(self._need, names)
+            self._arena.used(self._need, self._lanes.mark("compute"))
+            self._arena.carry_home(names)
+
+    def away(self, tensors: Iterable[WeightTensor]) -> Iterator[WeightTensor]:
+        """Of some tensors, those that belong at home between forwards."""
+        return (shown for shown in tensors if not (self._is_seated and shown in self._staying))
+
+    @property
+    def kept(self) -> Need | None:
+        """What the device alone knows: the weights that the forward changes."""
+        return self._kept if self._is_seated else None
+
+    def leave(self) -> None:
+        """No forward will come: what the device alone knows goes home."""
+        if self._is_seated:
+            self._arena.carry_home(dict.fromkeys(shown.weight for shown in self._kept.tensors))
+            self._is_seated = False

@@ -15,16 +15,18 @@ import torch
 from torch import Tensor
 
 from ..errors import ExecutionError
-from .homes import Home
+from .homes import WeightHome
 
-Find = Callable[[int], tuple[Home, int] | None]  # from an address to the weight that is there now, and its first byte
+Find = Callable[
+    [int], tuple[WeightHome, int] | None
+]  # from an address to the weight that is there now, and its first byte
 
 
 @dataclass(frozen=True, slots=True)
 class _AtHome:
     """A view of a weight, by its place at home; `version` tells whether the weight was edited since."""
 
-    home: Home
+    home: WeightHome
     offset: int
     dtype: torch.dtype
     shape: torch.Size
@@ -55,7 +57,7 @@ def saved_from_home(find: Find) -> AbstractContextManager[Any]:
     return torch.autograd.graph.saved_tensors_hooks(pack, _unpack)
 
 
-def _place(tensor: Tensor, find: Find) -> tuple[Home, int] | None:
+def _place(tensor: Tensor, find: Find) -> tuple[WeightHome, int] | None:
     return find(tensor.data_ptr()) if tensor.layout is torch.strided and tensor.numel() else None
 
 
@@ -70,5 +72,5 @@ def _unpack(saved: Tensor | _AtHome) -> Tensor:
     return view.to(saved.device)
 
 
-def _version(home: Home) -> int:
-    return sum(member.tensor._version for member in home.members if member.counted)
+def _version(home: WeightHome) -> int:
+    return sum(shown.tensor._version for shown in home.tensors if shown.counted)

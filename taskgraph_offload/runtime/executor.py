@@ -10,7 +10,7 @@ from typing import Any
 from weakref import finalize
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..devices import check_device, open_device
 from ..devices.base import Device
@@ -18,14 +18,14 @@ from ..errors import ExecutionError, SettingsError
 from ..nouns.timeline import Timeline
 from ..plan.fingerprint import check_model
 from ..plan.plan import Plan
-from .agenda import Agenda, agendas
-from .boundaries import Boundaries, refuse_attached
 from .conductor import Conductor
+from .copies import Slots, copies_by_slot
+from .edits import Edits
 from .forwards import Forwards
-from .homes import Homes
-from .log import Log, Stats
+from .homes import HomeMemory, Homes
+from .hooks import Hooks, Inside, owners
+from .measured import Log, Stats
 from .needs import Needs
-from .watch import Watch
 
 
 class Executor:
@@ -72,13 +72,13 @@ class Executor:
         self.stats = Stats()
         self._device_wanted, self._link, self._lazy = device, link_bytes_per_second, lazy
         self._timeline: Timeline | None = None
-        self._finalizer: finalize[[Device[Any], Mapping[str, Tensor]], Executor] | None = None
+        self._finalizer: finalize[[Device[Any], Mapping[str, HomeMemory]], Executor] | None = None
         self._clear()
 
     def _clear(self) -> None:
         self._device: Device[Any] | None = None
         self._homes: Homes | None = None
-        self._boundaries: Boundaries | None = None
+        self._hooks: Hooks | None = None
         self._forwards: Forwards | None = None
         self._conductor: Conductor | None = None
         self._paused = False
@@ -88,7 +88,12 @@ class Executor:
 
     def attach(self) -> Executor:
         """Move the weights to their homes and take over the boundaries of the forward."""
-        refuse_attached(self.model)
+        for name, owner in owners(self.model).items():
+            if owner is not self:
+                where = f"its module {name!r}" if name else f"this {type(self.model).__name__}"
+                raise ExecutionError(f"{where} is attached already; call taskgraph_offload.detach(model) first")
+        if self._device is not None:
+            raise ExecutionError("this executor is attached already")
         self.stats = Stats()
         try:
             with torch.inference_mode(False):
@@ -111,11 +116,11 @@ class Executor:
             if self._homes is not None:
                 steps.callback(self._homes.give_back)
             steps.callback(self._end_conductor)
-            if self._boundaries is not None:
-                steps.callback(self._boundaries.remove)
+            if self._hooks is not None:
+                steps.callback(self._hooks.remove)
 
     def pause(self) -> None:
-        """Everything home and the device's memory free, until `resume`; so that several executors can take turns."""
+        """Move everything home and free the device's memory, until `resume`: several executors can take turns."""
         self._refuse_while_running("pause")
         self._require_attached()
         self._end_conductor()
@@ -131,7 +136,7 @@ class Executor:
     def weights_changed(self) -> None:
         """Load all weights anew in the next forward: some were edited where torch does not count it."""
         self._require_attached()
-        self._watch.everything_changed()
+        self._edits.everything_changed()
 
     def timeline(self) -> Timeline:
         """What the last forwards did, task by task, as measured."""
@@ -154,36 +159,36 @@ class Executor:
         device = self._device = wanted
         device.begin()
         self._homes = Homes(self.model, self.plan, device)
-        self._finalizer = finalize(self, _let_go, device, self._homes.slabs)
+        self._finalizer = finalize(self, _let_go, device, self._homes.memories)
         self._finalizer.atexit = False
-        self._needs = Needs(self.model, self.plan, self._homes)
-        self._watch = Watch(self._homes, self._needs.changed)
-        self._forwards = Forwards(self.plan.trace.entry, self._watch, self._ready)
-        self._boundaries = Boundaries(self.model, self._modules(), self._forwards.reach)
-        for method in dict.fromkeys((self.plan.trace.entry, "forward")):
-            self._boundaries.wrap(self.model, method, self._forwards.run)
-        self._boundaries.wrap_inner(self.model, self._needs.inside)
+        needs, entry = Needs(self.model, self.plan, self._homes), self.plan.trace.entry
+        self._needs, self._inside = needs, Inside()
+        self._edits = Edits(self._homes, needs.changed)
+        self._forwards = Forwards(needs.entries, self._edits, self._ready)
+        self._hooks = Hooks(self.model, self, self._forwards.reach)
+        calls = self.plan.trace.calls
+        self._hooks.watch(dict.fromkeys(n for call in calls for n in (call.boundary.module, call.block) if n))
+        for method in dict.fromkeys((entry, "forward")):
+            self._hooks.wrap_entry("", method, self._forwards.run, planned=method == entry)
+        for module in needs.entries:
+            self._hooks.wrap_entry(module, "forward", self._forwards.run, planned=True)
+        self._hooks.wrap_inside(needs.blocks_of, self._inside)
+        self._hooks.wrap_unread(needs.unread, self._forwards.serving)
 
     @cached_property
-    def _agendas(self) -> tuple[Agenda, ...]:
-        return agendas(self.plan)
-
-    def _modules(self) -> list[str]:
-        """The modules whose boundaries matter, the model itself aside."""
-        calls = self.plan.trace.calls
-        found = dict.fromkeys(name for call in calls for name in (call.boundary.module, call.block) if name)
-        return list(found)
+    def _slots(self) -> tuple[Slots, Slots, Slots]:
+        return copies_by_slot(self.plan)
 
     def _ready(self) -> Conductor:
         """What conducts the forward that is about to begin."""
         if self._paused:
             raise ExecutionError("this executor is paused; call resume() before the model")
         assert self._device is not None
-        assert self._boundaries is not None
+        assert self._hooks is not None
         self._device.begin()  # before anything that would have to be undone
         if self._conductor is None:
             self._conductor = self._new_conductor()
-        self._boundaries.come_outermost()
+        self._hooks.come_outermost()
         return self._conductor
 
     def _new_conductor(self) -> Conductor:
@@ -192,7 +197,7 @@ class Executor:
         self._device.begin()  # what is allocated and marked is the caller's
         self._log = Log(self.stats)
         with torch.inference_mode(False):
-            return Conductor(self.plan, self._agendas, self._homes, self._needs, self._device, self._log)
+            return Conductor(self.plan, self._slots, self._homes, self._needs, self._inside, self._device, self._log)
 
     def _end_conductor(self) -> None:
         if self._conductor is None:
@@ -212,12 +217,18 @@ class Executor:
             raise ExecutionError(f"cannot {what} while a forward is running")
 
 
-def _let_go(device: Device[Any], slabs: Mapping[str, Tensor]) -> None:
+def detach(model: nn.Module) -> None:
+    """Detach every executor that is attached to a model, or to a part of it. Does nothing if there is none."""
+    for executor in owners(model).values():
+        executor.detach()
+
+
+def _let_go(device: Device[Any], memories: Mapping[str, HomeMemory]) -> None:
     """Nobody has detached, and the model and its executor are garbage now."""
     with suppress(Exception):
         device.synchronize()
-    for slab in slabs.values():
+    for memory in memories.values():
         with suppress(Exception):
-            device.unpin(slab)
+            memory.unpin(device)
     with suppress(Exception):
         device.close()

@@ -1,4 +1,4 @@
-"""Begins and ends forwards: one at a time, in one thread; however one ends, the model is fit for the next one."""
+"""Begins and ends forwards: one at a time, in one thread. However one ends, the model is ready for the next one."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from torch import nn
 
 from ..errors import ExecutionError
 from .backward import saved_from_home
-from .boundaries import Entry, Side
 from .conductor import Conductor
-from .watch import Watch
+from .edits import Edits
+from .hooks import Entry
+from .needs import Side
 
 
 @dataclass(eq=False)
 class _Turn:
-    """A forward that may run now. `caller` is on its thread's stack, as some frame's `self`, as long as it does."""
+    """A forward that may run now. `caller` is on its thread's stack, as some frame's `self`, as long as it does.
+
+    `module` is set if no method of ours was called, but a module by itself: the forward ends when that module does.
+    """
 
     caller: Entry | nn.Module
-    name: str
+    planned: bool
+    module: str | None = None
     thread: int = field(default_factory=threading.get_ident)
     scope: Any = None  # what begins and ends it
-
-    @property
-    def is_block(self) -> bool:
-        """Whether it is a block that was called by itself."""
-        return isinstance(self.caller, nn.Module)
 
     @property
     def is_mine(self) -> bool:
@@ -40,7 +40,7 @@ class _Turn:
 
     @property
     def is_stale(self) -> bool:
-        """Whether an interrupt has hit where nobody could say any more that the forward had ended."""
+        """Whether the forward is over, though an interrupt came before anybody could say so."""
         return self._thread_is_gone or (self.is_mine and not any(self.caller is one for one in _callers(self.thread)))
 
     @property
@@ -56,57 +56,73 @@ def _callers(thread: int) -> Iterator[object]:
 
 
 class Forwards:
-    """Takes what the model's boundaries report, and lets the conductor hear it in the right order or not at all.
+    """Takes what the hooks report, and tells the conductor in the right order, or not at all.
 
-    `entry` is the method that the plan knows. Another method, or a block that is called by itself, is a forward too,
-    but one of which nothing is expected.
+    A method that the plan does not know, or a module that is called by itself, is a forward too, but one of which
+    nothing is expected. `entries` are modules around all blocks: calling one of them is the planned forward.
     """
 
-    def __init__(self, entry: str, watch: Watch, ready: Callable[[], Conductor]) -> None:
-        self._entry, self._watch, self._ready = entry, watch, ready
+    def __init__(self, entries: tuple[str, ...], edits: Edits, ready: Callable[[], Conductor]) -> None:
+        self._entries, self._edits, self._ready = entries, edits, ready
         self._turns: dict[str, _Turn] = {}  # whose turn it is `now`; a dict, as `setdefault` cannot be interrupted
         self._conductor: Conductor | None = None
 
     @property
     def are_running(self) -> bool:
+        """Whether a forward runs."""
         self._end_stale()
         return bool(self._turns)
 
     def run(self, entry: Entry) -> AbstractContextManager[None]:
-        """One call of a method of the model."""
+        """One call of a method that is a forward."""
         now = self._turns.get("now")
-        if now is not None and now.is_mine and now.name != entry.name and not now.is_block and not now.is_stale:
+        is_ours = now is not None and now.is_mine and now.caller is not entry and not now.is_stale
+        if now is not None and is_ours and (now.module is None or now.planned):
             return nullcontext()  # one method of the model calls another one
-        return self._scope(_Turn(entry, entry.name))
+        return self._scope(_Turn(entry, entry.planned))
 
     def reach(self, module: nn.Module, name: str, side: Side) -> None:
         """The model enters or leaves a module."""
         now = self._turns.get("now")
         if now is None and side == "enter":
-            now = _Turn(module, name)
+            now = _Turn(module, name in self._entries, name)
             self._scope(now).__enter__()
-        elif now is None or not now.is_mine:
+        elif now is None or now.thread != threading.get_ident():
             if now is not None and side == "enter":
                 raise self._busy(now)
             return
         assert self._conductor is not None
         self._conductor.reach(name, side)
-        if now.is_block and now.name == name and not self._conductor.is_inside(name):
+        if now.module == name and not self._conductor.is_inside(name):
             now.scope.__exit__(None, None, None)
 
+    @contextmanager
+    def serving(self, module: nn.Module, name: str) -> Iterator[None]:
+        """A module runs that owns weights which no call of the plan reads."""
+        now = self._turns.get("now")
+        if now is not None and not now.is_mine:
+            raise self._busy(now)
+        with nullcontext() if now is not None else self._scope(_Turn(module, False)):
+            assert self._conductor is not None
+            with self._conductor.serving(name):
+                yield
+
     def _scope(self, turn: _Turn) -> AbstractContextManager[None]:
-        scope = turn.scope = self._forward(turn, planned=turn.name == self._entry and not turn.is_block)
+        scope = turn.scope = self._forward(turn)
         return scope
 
     @contextmanager
-    def _forward(self, turn: _Turn, planned: bool) -> Iterator[None]:
-        _refuse_transforms()
+    def _forward(self, turn: _Turn) -> Iterator[None]:
         try:
             self._take(turn)
             conductor = self._conductor = self._ready()
-            conductor.begin(self._watch.changes(), planned)
-            with _saving(conductor), conductor.watching():
-                yield
+            conductor.begin(self._edits.changes(), turn.planned)
+            saving = saved_from_home(conductor.weight_at) if torch.is_grad_enabled() else nullcontext()
+            with saving, conductor.watching():
+                try:
+                    yield
+                finally:
+                    conductor.served.close()
             conductor.finish()
             self._release(turn)
         except BaseException:
@@ -114,7 +130,13 @@ class Forwards:
             raise
 
     def _take(self, turn: _Turn) -> None:
-        self._end_stale()
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            raise ExecutionError(
+                "an offloaded model cannot run inside torch.func transforms (grad, jvp, vmap, ...): its weights move "
+                "while it runs; use torch.autograd, or detach first"
+            )
+        if self._turns:
+            self._end_stale()
         now = self._turns.setdefault("now", turn)
         if now is not turn:
             raise self._busy(now)
@@ -149,15 +171,3 @@ class Forwards:
             f"a forward of this model is running already, in {who}: an offloaded model runs one forward at a time; "
             "wait for it, or give each thread a model and an executor of its own"
         )
-
-
-def _refuse_transforms() -> None:
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        raise ExecutionError(
-            "an offloaded model cannot run inside torch.func transforms (grad, jvp, vmap, ...): its weights move while "
-            "it runs; use torch.autograd, or detach first"
-        )
-
-
-def _saving(conductor: Conductor) -> AbstractContextManager[Any]:
-    return saved_from_home(conductor.weight_at) if torch.is_grad_enabled() else nullcontext()

@@ -1,15 +1,18 @@
-"""Where weights live when they are not on the device: one slab of host memory per bundle, of exactly its size.
+"""Where weights are when they are not on the device: their homes.
 
-Weights move in one by one and each original is freed at once, so the host never holds much more than one copy. Knows
-bytes and tensors; never decides when anything moves.
+Every bundle has one home of exactly its size, so that one copy brings it. A weight that the plan never brings has a
+home of its own. Weights move in one by one, and each original is freed at once: the host never holds much more than
+one copy. Knows bytes and tensors; never decides when a weight moves.
 """
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy
 import torch
@@ -20,118 +23,184 @@ from ..devices.base import Device
 from ..devices.cpu import bytes_of, copy_bytes, new_pages
 from ..nouns.weights import extent_of
 from ..plan.fingerprint import check_model
-from ..plan.plan import Bundle, Plan, aligned, inner_offsets
-from .members import Member, members_of
+from ..plan.plan import Plan, aligned, inner_offsets
+from .tensors import WeightTensor, tensors_of_weights
+
+TRIM_EVERY = 2**30  # bytes that moved in; then freed memory goes back to the system
+
+
+class HomeMemory(Protocol):
+    """What a home must offer, of whatever kind it is: a slab of host memory, or pages of a file, or shared pages."""
+
+    @property
+    def memory(self) -> Tensor:
+        """All bytes, where a copy lane can read and write them."""
+        ...
+
+    @property
+    def words(self) -> numpy.ndarray:
+        """The same bytes as whole words of eight bytes each, to look for edits."""
+        ...
+
+    def pin(self, device: Device[Any]) -> None:
+        """Make the memory ready for fast copies."""
+        ...
+
+    def unpin(self, device: Device[Any]) -> None:
+        """Undo `pin`; does nothing if the memory is not pinned."""
+        ...
+
+
+class Slab:
+    """Host memory of exactly so many bytes."""
+
+    def __init__(self, nbytes: int) -> None:
+        pages = new_pages(aligned(nbytes))
+        self.memory, self.words = bytes_of(pages, 0, nbytes), numpy.frombuffer(pages, numpy.int64)
+        self._is_pinned = False
+
+    def pin(self, device: Device[Any]) -> None:
+        """Make the memory ready for fast copies."""
+        device.pin(self.memory)
+        self._is_pinned = True
+
+    def unpin(self, device: Device[Any]) -> None:
+        """Undo `pin`; does nothing if the memory is not pinned."""
+        if self._is_pinned:
+            self._is_pinned = False
+            device.unpin(self.memory)
 
 
 @dataclass(eq=False)
-class Home:
-    """The bytes of one weight at home, where they lie in the slab of its bundle, and the tensors that show them.
+class WeightHome:
+    """The home of one weight: its bytes in the home of its bundle, and the tensors that show it.
 
-    One that has `moved` lies elsewhere, in memory that the model gave it.
+    `moved`: the model gave the weight other memory, which is its home now. `planned`: a call of the plan reads it; else
+    it is alone in its `bundle`.
     """
 
     name: str
     bundle: str
+    planned: bool
     offset: int
-    members: list[Member]
+    tensors: list[WeightTensor]
     memory: Tensor
     moved: bool = False
 
+    @property
+    def is_number(self) -> bool:
+        """Whether this is a single number: operators take these from the host, wherever they run."""
+        return all(not shown.shape for shown in self.tensors)
+
 
 class Homes:
-    """The homes of all weights that a plan moves, and the model's tensors that show them."""
+    """The homes of all weights of a model. `moves` counts how often a weight got another home."""
 
     def __init__(self, model: nn.Module, plan: Plan, device: Device[Any]) -> None:
         check_model(plan.trace, model)
-        self._device = device
-        self.slabs: dict[str, Tensor] = {}
-        self.words: dict[str, numpy.ndarray] = {}  # the same memory, eight bytes each
-        self.weights: dict[str, Home] = {}
+        self._device, self._plan = device, plan
+        self.memories: dict[str, HomeMemory] = {}  # by bundle
+        self.weights: dict[str, WeightHome] = {}
         self.moves = 0
-        members = members_of(model, plan)
         try:
-            for bundle in plan.bundles.values():
-                self._move_in(plan, bundle, members)
+            self._move_in(tensors_of_weights(model, plan.trace.weights))
         except BaseException:
             self.give_back()
             raise
 
-    def members(self) -> Iterator[Member]:
+    @property
+    def unread(self) -> Iterator[WeightHome]:
+        """The weights that no call of the plan reads."""
+        return (home for home in self.weights.values() if not home.planned)
+
+    def tensors(self) -> Iterator[WeightTensor]:
         """Every tensor of every weight."""
-        return (member for home in self.weights.values() for member in home.members)
+        return (shown for home in self.weights.values() for shown in home.tensors)
 
     def pieces(self, bundle: str, start: int, stop: int) -> Iterator[tuple[int, int, Tensor]]:
-        """Where bytes of a bundle lie at home: (first, last, memory), in order."""
+        """Where bytes of a bundle are at home: (first, last, memory), in order."""
+        memory = self.memories[bundle].memory
         moved = [home for home in self.weights.values() if home.moved and home.bundle == bundle and home.memory.nbytes]
         for home in sorted(moved, key=lambda home: home.offset):
             first, last = max(start, home.offset), min(stop, home.offset + home.memory.nbytes)
             if first < last:
                 if start < first:
-                    yield start, first, self.slabs[bundle][start:first]
+                    yield start, first, memory[start:first]
                 yield first, last, home.memory[first - home.offset : last - home.offset]
                 start = last
         if start < stop or not moved:
-            yield start, stop, self.slabs[bundle][start:stop]
+            yield start, stop, memory[start:stop]
 
     def give_back(self) -> None:
-        """Everything at home, on the device where it was found. The slabs live on as the tensors' memory.
+        """Put every tensor back on the device where it was found. The homes live on as memory of the tensors.
 
-        What the model has given other data keeps it. Each step is tried, whatever became of the others.
+        A tensor that the model gave other data keeps it. Each step is tried, even if another one fails.
         """
         with torch.inference_mode(False), ExitStack() as steps:
             for home in self.weights.values():
                 steps.callback(_give_back, home)
-            for memory in self.slabs.values():
-                steps.callback(self._device.unpin, memory)
+            for memory in self.memories.values():
+                steps.callback(memory.unpin, self._device)
 
-    def adopt(self, home: Home, member: Member, tensor: Tensor) -> None:
-        """Other memory than its home is behind a weight: that is the home now.
+    def adopt(self, home: WeightHome, shown: WeightTensor, tensor: Tensor) -> None:
+        """Make the memory that the model gave a weight its home.
 
-        What was the home stays as it is, for whoever shows it. Where no copy can be made from the new memory, the
-        tensor moves to pages of our own.
+        The old home stays as it is, for whoever still shows it. If copies cannot read the new memory, the tensor moves
+        to a new slab.
         """
         with torch.no_grad(), torch.inference_mode(False), _disable_current_modes():
-            if tensor is not member.tensor:
-                _let_go(home, member)
-            self._free_pages(home.name)
-            member.tensor, member.came_from = tensor, tensor.device
-            member.note_version()
-            if tensor.device.type == "cpu" and tensor.stride() == member.stride and not _is_lazy(tensor):
+            if tensor is not shown.tensor:
+                _let_go(home, shown)
+            self._free_slab(home.name)
+            shown.tensor, shown.came_from = tensor, tensor.device
+            shown.note_version()
+            if tensor.device.type == "cpu" and tensor.stride() == shown.stride and not _is_lazy(tensor):
                 home.memory = bytes_of(raw_bytes(tensor.detach()).numpy(), 0, home.memory.nbytes)
-                member.settle(tensor.detach())
+                shown.settle(tensor.detach())
             else:
-                home.memory = self._pages_with(home, member, tensor)
-                member.settle(member.view_of(home.memory))
-                tensor.data = member.home
+                home.memory = self._slab_with(home, shown, tensor)
+                shown.settle(shown.view_of(home.memory))
+                tensor.data = shown.home
+        if not home.planned:
+            shown.seat = shown.home
         home.moved = True
         self.moves += 1
 
-    def _pages_with(self, home: Home, member: Member, tensor: Tensor) -> Tensor:
-        memory = bytes_of(new_pages(home.memory.nbytes), 0, home.memory.nbytes)
-        alike = torch.empty_strided(member.shape, member.stride, dtype=member.dtype)
-        fill(memory, alike.copy_(tensor.detach()))
-        self._device.pin(memory)
-        self.slabs[_moved(home.name)] = memory
-        return memory
+    def _slab_with(self, home: WeightHome, shown: WeightTensor, tensor: Tensor) -> Tensor:
+        slab = Slab(home.memory.nbytes)
+        alike = torch.empty_strided(shown.shape, shown.stride, dtype=shown.dtype)
+        fill(slab.memory, alike.copy_(tensor.detach()))
+        slab.pin(self._device)
+        self.memories[_moved(home.name)] = slab
+        return slab.memory
 
-    def _free_pages(self, name: str) -> None:
-        if _moved(name) in self.slabs:
+    def _free_slab(self, name: str) -> None:
+        if _moved(name) in self.memories:
             self._device.synchronize()
-            self._device.unpin(self.slabs.pop(_moved(name)))
+            self.memories.pop(_moved(name)).unpin(self._device)
 
-    def _move_in(self, plan: Plan, bundle: Bundle, members: Mapping[str, list[Member]]) -> None:
-        pages = new_pages(aligned(plan.sizes[bundle.name]))
-        for name, offset in inner_offsets(bundle.weights, plan.trace).items():
-            home = Home(
-                name, bundle.name, offset, members[name], bytes_of(pages, offset, plan.trace.weights[name].nbytes)
-            )
-            for member in home.members:
-                _move_in(member, home.memory)
-            self.weights[name] = home
-        slab = bytes_of(pages, 0, plan.sizes[bundle.name])
-        self._device.pin(slab)
-        self.slabs[bundle.name], self.words[bundle.name] = slab, numpy.frombuffer(pages, numpy.int64)
+    def _move_in(self, tensors: Mapping[str, list[WeightTensor]]) -> None:
+        """Copy the weights to their homes, bundle by bundle."""
+        trace, since_trim = self._plan.trace, 0
+        bundles = {name: bundle.weights for name, bundle in self._plan.bundles.items()}
+        bundles |= {_unread(name): (name,) for name in trace.weights if name not in self._plan.seats}
+        for bundle, names in bundles.items():
+            offsets = inner_offsets(names, trace)
+            slab = Slab(max((offsets[name] + trace.weights[name].nbytes for name in names), default=0))
+            for name, offset in offsets.items():
+                memory = bytes_of(slab.memory.numpy(), offset, trace.weights[name].nbytes)
+                home = self.weights[name] = WeightHome(
+                    name, bundle, name in self._plan.seats, offset, tensors[name], memory
+                )
+                for shown in home.tensors:
+                    _move_in(shown, home.memory)
+            slab.pin(self._device)
+            self.memories[bundle] = slab
+            since_trim += slab.memory.nbytes
+            if since_trim >= TRIM_EVERY:
+                since_trim = 0
+                give_freed_memory_back()
+        give_freed_memory_back()
 
 
 def raw_bytes(tensor: Tensor) -> Tensor:
@@ -142,48 +211,60 @@ def raw_bytes(tensor: Tensor) -> Tensor:
 
 
 def fill(memory: Tensor, tensor: Tensor) -> None:
-    """Copy a tensor's bytes to the beginning of host memory, unseen by whoever watches operators."""
+    """Copy a tensor's bytes to the beginning of host memory. Dispatch modes do not see it."""
     source = raw_bytes(tensor.detach())
     if source.device.type != "cpu":
         source = source.cpu()
     copy_bytes(memory[: source.nbytes], source)
 
 
-def _move_in(member: Member, memory: Tensor) -> None:
+def give_freed_memory_back() -> None:
+    """Return freed pages to the system. Otherwise the C library keeps them, and the model seems to be there twice."""
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # another C library than GNU's has no such function
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def _move_in(shown: WeightTensor, memory: Tensor) -> None:
     with torch.inference_mode(False):
-        fill(memory[member.offset :], member.tensor)
-    member.settle(member.view_of(memory))
-    member.seat = member.home
-    member.tensor.data = member.home
+        fill(memory[shown.offset :], shown.tensor)
+    shown.settle(shown.view_of(memory))
+    shown.seat = shown.home
+    shown.tensor.data = shown.home
+
+
+def _unread(name: str) -> str:
+    """The bundle of a weight that no call reads."""
+    return f"{name}, not planned"
 
 
 def _moved(name: str) -> str:
-    """The name of a slab that holds one weight which has moved to pages of our own."""
+    """The key of a slab that holds one weight which the model moved."""
     return f"{name}, moved"
 
 
-def _let_go(home: Home, member: Member) -> None:
-    """A tensor that the model has put aside gets a last value of its own, if it still shows the device's."""
-    if not member.shows(member.home):
-        if not member.shows(member.seat):
+def _let_go(home: WeightHome, shown: WeightTensor) -> None:
+    """Give a tensor that the model replaced a last value of its own, if it still shows the device's memory."""
+    if not shown.shows(shown.home):
+        if not shown.shows(shown.seat):
             return
-        fill(home.memory[member.offset :], member.tensor)
-        member.tensor.data = member.home
-    if member.came_from.type != "cpu" and member.tensor is not member.found:
-        member.tensor.data = member.home.to(member.came_from)
+        fill(home.memory[shown.offset :], shown.tensor)
+        shown.tensor.data = shown.home
+    if shown.came_from.type != "cpu" and shown.tensor is not shown.found:
+        shown.tensor.data = shown.home.to(shown.came_from)
 
 
-def _give_back(home: Home) -> None:
+def _give_back(home: WeightHome) -> None:
     memory: dict[torch.device, Tensor] = {}
-    for member in home.members:
-        if member.shows(member.seat):
-            member.tensor.data = member.home
-        if member.device.type != "cpu":
-            if member.shows(member.home):
-                on_device = memory.setdefault(member.device, home.memory.to(member.device))
-                member.tensor.data = member.view_of(on_device)
-            if member.found is not member.tensor:
-                member.found.data = member.found.data.to(member.device)
+    for shown in home.tensors:
+        if shown.shows(shown.seat):
+            shown.tensor.data = shown.home
+        if shown.device.type != "cpu":
+            if shown.shows(shown.home):
+                on_device = memory.setdefault(shown.device, home.memory.to(shown.device))
+                shown.tensor.data = shown.view_of(on_device)
+            if shown.found is not shown.tensor:
+                shown.found.data = shown.found.data.to(shown.device)
 
 
 def _is_lazy(tensor: Tensor) -> bool:

@@ -1,55 +1,89 @@
-"""What each call, and each block as a whole, needs on the device: ranges of the arena, and tensors to point there.
+"""What each call needs on the device, and at which boundaries of modules the calls begin.
 
-Works it out once, when a plan is attached. Moves nothing.
+Worked out once, when a plan is attached. Moves nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from torch import nn
+from torch import jit, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..nouns.names import above
 from ..nouns.trace import Call
+from ..nouns.weights import named_tensors
 from ..plan.plan import Plan
-from .homes import Home, Homes
-from .inside import Inside
-from .members import Member
-from .seating import Range
+from .homes import Homes, WeightHome
+from .tensors import WeightTensor
+
+Range = tuple[int, int]  # bytes of the arena, half-open
+Side = Literal["enter", "exit"]
 
 
 @dataclass(eq=False)
 class Need:
     """What runs between two boundaries, and what it needs there.
 
-    `ranges` are bytes of the arena with the bundle that must hold them. `beside` are weights whose seats collide with
-    others of the same need: nobody planned that all of them are there at once, so they get memory of their own.
-    `unseen` are running statistics, with the modules that change them.
+    `ranges` are bytes of the arena, each with the bundle that must hold it. `unseated` are weights whose seats collide
+    with other seats of this need: the plan never wants all of them at once. `statistics` are running statistics, with
+    the modules that change them.
     """
 
     name: str
     block: str | None
+    weights: frozenset[str] = frozenset()
     ranges: tuple[tuple[str, int, int], ...] = ()
-    members: tuple[Member, ...] = ()
+    tensors: tuple[WeightTensor, ...] = ()
     written: frozenset[str] = frozenset()
-    beside: tuple[Home, ...] = ()
+    unseated: tuple[WeightHome, ...] = ()
     reads: list[Range] = field(default_factory=list)
     writes: list[Range] = field(default_factory=list)
     activation_bytes: int = 0
-    unseen: tuple[tuple[str, nn.Module], ...] = ()
+    statistics: tuple[tuple[str, nn.Module], ...] = ()
+    loose: Need | None = None  # the same call without any seat, if there are unseated weights
 
     def changed_unseen(self) -> set[str]:
-        """The running statistics that batch norms in training have changed, which torch does not count as edits."""
-        return {name for name, module in self.unseen if module.training}
+        """The running statistics that batch norms in training have changed. Torch does not count these as edits."""
+        return {name for name, module in self.statistics if module.training}
+
+
+@dataclass(frozen=True)
+class Unread:
+    """Weights of one module that no call of the plan reads. `is_unexpected`: the plan reads no weight of the module."""
+
+    weights: tuple[WeightHome, ...]
+    is_unexpected: bool
+
+
+@dataclass(eq=False)
+class Door:
+    """The boundaries of one module: how deep the forward is in it, and which calls begin there.
+
+    boundary     enter a    enter a.0   exit a.0   exit a    enter a ...
+    depth of a      1           1          1          0         1
+    passed       (a, enter) once                            (a, enter) twice: the second call that begins there
+    """
+
+    module: str
+    starts: Mapping[Side, dict[int, int]]  # for each time that a side is passed: the index of the call that begins
+    places: Mapping[Side, list[Need]]  # the calls that ever begin at a side
+    block: Need | None = None  # all that its calls ever read, if the module is a block
+    depth: int = 0
+    passed: dict[Side, int] = field(default_factory=dict)
 
 
 class Needs:
     """The needs of every call, of every block as a whole, and of the forward throughout (`standing`).
 
-    `inside` says which modules lie in which blocks; one by itself needs all that its block does.
+    `staying` is the part of `standing` that the forward changes: the device keeps it between forwards.
 
-    `staying` is the part of `standing` that the forward changes: between forwards too, the device has the true values.
+    `blocks_of`: for each block, and each module inside of blocks that has weights which come and go: its blocks. A
+    module of which one part lies outside of all blocks is left out: its weights are there throughout.
+
+    `unread`: for each module that owns weights which no call of the plan reads: these weights.
     """
 
     def __init__(self, model: nn.Module, plan: Plan, homes: Homes) -> None:
@@ -65,9 +99,23 @@ class Needs:
         for need, nbytes in zip(self.calls, plan.activation_bytes, strict=True):
             need.activation_bytes = nbytes
         self.blocks = {name: self._of_block(name, calls) for name, calls in _calls_by_block(plan).items()}
-        standing = set(self.standing.members)
-        moving = [member.tensor for member in homes.members() if member not in standing]
-        self.inside = Inside(model, self.blocks, moving)
+        standing = {shown.weight for shown in self.standing.tensors}
+        moving = {id(t.tensor) for t in homes.tensors() if t.weight in plan.seats and t.weight not in standing}
+        self.blocks_of: dict[str, tuple[str, ...]] = {block: (block,) for block in self.blocks if block}
+        self.blocks_of |= _blocks_of_modules(model, self.blocks, moving)
+        self.unread = _owners_of_unread(model, homes)
+        self.entries = _modules_around_all_blocks(model, self.blocks)
+        self.doors = self._doors()
+
+    def _doors(self) -> dict[str, Door]:
+        """The boundaries of all modules that the executor watches."""
+        boundaries = [call.boundary for call in self._plan.trace.calls]
+        modules = dict.fromkeys(["", *(b.module for b in boundaries), *self.blocks, *self.blocks_of, *self.unread])
+        doors = {name: Door(name, _by_side(dict), _by_side(list), self.blocks.get(name)) for name in modules}
+        for index, (boundary, need) in enumerate(zip(boundaries, self.calls, strict=True)):
+            doors[boundary.module].starts[boundary.side][boundary.occurrence] = index
+            doors[boundary.module].places[boundary.side].append(need)
+        return doors
 
     def _of_block(self, name: str, calls: list[Call]) -> Need:
         reads = dict.fromkeys(weight for call in calls for weight in call.reads)
@@ -78,20 +126,23 @@ class Needs:
 
     def _need(self, name: str, block: str | None, reads: Iterable[str], writes: Iterable[str]) -> Need:
         wanted = [weight for weight in reads if weight in self._plan.seats]
-        seated, beside = self._without_collisions(wanted)
-        need = Need(name, block, self._ranges(seated), beside=tuple(self._homes.weights[weight] for weight in beside))
+        seated, unseated = self._without_collisions(wanted)
+        need = Need(name, block, frozenset(wanted), self._ranges(seated))
+        need.unseated = tuple(self._homes.weights[weight] for weight in unseated)
         pointed = seated if name == "standing" else [w for w in seated if w not in self.standing_weights]
-        need.members = tuple(member for weight in pointed for member in self._homes.weights[weight].members)
+        need.tensors = tuple(shown for weight in pointed for shown in self._homes.weights[weight].tensors)
         need.written = frozenset(writes) - set(self.standing_weights)
         need.reads = [(start, stop) for _, start, stop in need.ranges]
-        need.unseen = tuple((weight, self._statistics[weight]) for weight in pointed if weight in self._statistics)
+        need.statistics = tuple((weight, self._statistics[weight]) for weight in pointed if weight in self._statistics)
         need.writes = [self._range(weight) for weight in writes if weight in seated]
+        if unseated:
+            need.loose = Need(name, block)
         return need
 
     def _without_collisions(self, weights: list[str]) -> tuple[list[str], list[str]]:
         """The weights whose seats are apart, and the others."""
         seated: list[str] = []
-        beside: list[str] = []
+        unseated: list[str] = []
         end = 0
         for weight in sorted(weights, key=self._plan.seats.__getitem__):
             start, stop = self._range(weight)
@@ -99,8 +150,8 @@ class Needs:
                 seated.append(weight)
                 end = max(end, stop)
             else:
-                beside.append(weight)
-        return seated, beside
+                unseated.append(weight)
+        return seated, unseated
 
     def _range(self, weight: str) -> Range:
         start = self._plan.seats[weight]
@@ -136,9 +187,14 @@ def standing_bundles(plan: Plan) -> frozenset[str]:
     return frozenset(plan.bundle_of[name] for name in standing_weights(plan))
 
 
+def can_stand_in(module: nn.Module) -> bool:
+    """Whether the module has a forward that Python calls."""
+    return type(module).forward is not nn.Module.forward and not isinstance(module, jit.ScriptModule)
+
+
 def _running_statistics(model: nn.Module, homes: Homes) -> dict[str, nn.Module]:
-    """The weights that batch norms change when they train, without a trace in the tensors' versions."""
-    weight_of = {id(member.tensor): member.weight for member in homes.members()}
+    """The weights that batch norms change when they train, which does not count as an edit of the tensor."""
+    weight_of = {id(shown.tensor): shown.weight for shown in homes.tensors()}
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     kept = [(norm, buffer) for norm in norms for buffer in (norm.running_mean, norm.running_var)]
     return {weight_of[id(buffer)]: norm for norm, buffer in kept if id(buffer) in weight_of}
@@ -150,3 +206,46 @@ def _calls_by_block(plan: Plan) -> Mapping[str, list[Call]]:
         if call.block is not None:
             found.setdefault(call.block, []).append(call)
     return found
+
+
+def _by_side(kind: type) -> dict[Side, Any]:
+    return {"enter": kind(), "exit": kind()}
+
+
+def _blocks_of_modules(model: nn.Module, blocks: Collection[str], moving: Container[int]) -> dict[str, tuple[str, ...]]:
+    found: dict[nn.Module, list[str]] = {}
+    paths: dict[str, nn.Module] = {}
+    elsewhere: set[nn.Module] = set()
+    for name in [name for name, tensor in named_tensors(model) if id(tensor) in moving]:
+        climbed = list(above(name))
+        block = next((path for path in climbed if path in blocks), None)
+        for path in climbed[: climbed.index(block) if block else len(climbed)]:
+            module = paths[path] = model.get_submodule(path)
+            if block is None:
+                elsewhere.add(module)
+            elif block not in found.setdefault(module, []):
+                found[module].append(block)
+    return {path: tuple(found[module]) for path, module in paths.items() if module in found and module not in elsewhere}
+
+
+def _owners_of_unread(model: nn.Module, homes: Homes) -> dict[str, Unread]:
+    """The weights that no call reads, by the nearest module above each that has a forward; the root owns the rest."""
+    home_of = {id(shown.tensor): homes.weights[shown.weight] for shown in homes.tensors()}
+    owned: dict[str, dict[WeightHome, None]] = {}
+    for name, tensor in named_tensors(model):
+        if id(tensor) in home_of:
+            owner = next((path for path in above(name) if can_stand_in(model.get_submodule(path))), "")
+            owned.setdefault(owner, {})[home_of[id(tensor)]] = None
+    found = {}
+    for owner, weights in owned.items():
+        unread = tuple(home for home in weights if not home.planned and home.memory.nbytes and not home.is_number)
+        if unread:
+            found[owner] = Unread(unread, bool(owner) and not any(home.planned for home in weights))
+    return found
+
+
+def _modules_around_all_blocks(model: nn.Module, blocks: Collection[str]) -> tuple[str, ...]:
+    """The modules below the root that hold all blocks. A wrapper's user may call them instead of the wrapper."""
+    outer = [set(above(block)) for block in blocks if block]
+    around = sorted(set.intersection(*outer)) if outer else []
+    return tuple(path for path in around if can_stand_in(model.get_submodule(path)))

@@ -1,22 +1,22 @@
-"""Takes long-lived activations off the device while nobody uses them, and brings them back.
+"""Copies long-lived activations off the device while nobody uses them, and brings them back.
 
     made            copied out           gone                    comes back        used
     --|---------------|-----------------|~~~~~~~~~~~~~~~~~~~~~~~~~|-----------------|-----
       its call ends   d2h issued         the call begins that      h2d issued
                                          the d2h comes before
 
-A storage is emptied and filled again in place, so views and aliases survive. Which storage an activation is, the trace
-says: the same call made it, of the same size, in the same order, and as many are alive. Where that does not fit, the
-activation stays. While a forward runs, every operator is watched: one that meets an emptied storage gets it back first.
-A kernel that is given an address is not seen: it finds the activation in the call that the copy back serves and later,
-but an empty storage before.
+A storage is emptied and filled again in place, so views and aliases survive. The trace says which storage an
+activation is: the same call made it, it has the same size and place in the order of making, and as many are alive. If
+that does not fit, the activation stays. While a forward runs, a dispatch mode watches every operator: one that meets an
+emptied storage gets it back first. A kernel that is given an address is not seen: it finds the activation from the
+call on that the copy back serves, and an empty storage before.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,19 +26,21 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 
 from ..devices.base import Device
-from ..devices.cpu import bytes_of, new_pages
 from ..nouns.graph import Task
 from ..plan.plan import Plan
-from .agenda import Errand
-from .courier import Courier
-from .lanes import Lanes
+from .copies import Copier, Copy, Lanes
+from .homes import Slab
 
 StorageRef = weakref.ref[UntypedStorage]
 
 
 @dataclass(eq=False)
 class Spill:
-    """An activation that was found: its storage, and how far it has gone. Numbers count copies in their lanes."""
+    """An activation that was found: its storage, and how far it has gone. Numbers count copies in their lanes.
+
+    `returning` holds the storage while it is being filled: the model may drop it, and its memory must not be given to
+    anybody else before the compute lane has waited for the copy.
+    """
 
     name: str
     storage: StorageRef
@@ -46,23 +48,28 @@ class Spill:
     away: bool = False
     returned: int = 0
     serves: str | None = None  # once copied back: the call that it comes back for
+    returning: UntypedStorage | None = None
 
 
 class Spills:
     """The activations that a plan copies out and back."""
 
-    def __init__(self, plan: Plan, device: Device[Any], lanes: Lanes, courier: Courier) -> None:
-        self._device, self._lanes, self._courier = device, lanes, courier
+    def __init__(self, plan: Plan, device: Device[Any], lanes: Lanes, copier: Copier) -> None:
+        self._device, self._lanes, self._copier = device, lanes, copier
         tasks = [task for task in (*plan.cold, *plan.steady) if task.is_activation]
-        self._homes = {task.name: _home(plan.activations[task.name].nbytes) for task in tasks}
-        for home in self._homes.values():
-            device.pin(home)
+        self._homes = {task.name: Slab(plan.activations[task.name].nbytes) for task in tasks}
+        try:
+            for home in self._homes.values():
+                home.pin(device)
+        except BaseException:
+            self.close()
+            raise
         self._expected = _alive_at_the_end_of_calls(plan, set(self._homes))
         self.forget()
 
     def watching(self) -> AbstractContextManager[Any]:
-        """While on, every operator is watched, if the plan spills anything."""
-        return Watching(self) if self._homes else nullcontext()
+        """While on, every operator is watched."""
+        return Watching(self)
 
     def forget(self) -> None:
         """Nothing was made yet."""
@@ -73,7 +80,7 @@ class Spills:
     def close(self) -> None:
         """Give the host's memory back."""
         for home in self._homes.values():
-            self._device.unpin(home)
+            home.unpin(self._device)
 
     def call_ends(self, call: str) -> None:
         """Find what the call made, among the storages that it leaves behind."""
@@ -85,23 +92,23 @@ class Spills:
                     if name in self._homes:
                         self._find(call, Spill(name, ref))
 
-    def issue(self, errand: Errand) -> None:
+    def issue(self, copy: Copy) -> None:
         """Copy an activation out or back, as the plan says."""
-        spill = self._spills.get(errand.task.name)
+        spill = self._spills.get(copy.task.name)
         storage = spill.storage() if spill is not None else None
-        if spill is not None and storage is not None and errand.task.kind == "h2d":
-            self._bring_back(spill, storage, errand)
-            spill.serves = errand.call
+        if spill is not None and storage is not None and copy.task.kind == "h2d":
+            self._bring_back(spill, storage, copy)
+            spill.serves = copy.call
         elif spill is not None and storage is not None and storage.resizable():
-            self._copy_out(spill, storage, errand)
-        elif errand.task.kind == "d2h":
-            self._courier.stats.skipped_spills += 1
+            self._copy_out(spill, storage, copy)
+        elif copy.task.kind == "d2h":
+            self._copier.stats.skipped_spills += 1
 
     def call_begins(self, call: str) -> None:
         """What the call finds gone goes now: the compute lane has waited for its copy. What comes for it is awaited."""
         for spill in self._spills.values():
             if spill.serves == call:
-                self._lanes.wait("compute", "h2d", spill.returned)
+                self._wait_for_return(spill)
             if spill.leaves_before == call and (storage := spill.storage()) is not None:
                 self._device.reached(f"emptying {spill.name}", _bytes(storage), [], [(0, storage.nbytes())])
                 spill.leaves_before, spill.away = None, True
@@ -114,8 +121,8 @@ class Spills:
             return
         spill.leaves_before = None
         if spill.away:
-            self._bring_back(spill, storage, Errand(Task("h2d", spill.name), f"h2d {spill.name} on demand", ""))
-        self._lanes.wait("compute", "h2d", spill.returned)
+            self._bring_back(spill, storage, Copy(Task("h2d", spill.name), f"h2d {spill.name} on demand", ""))
+        self._wait_for_return(spill)
         self._device.reached(f"an operator that uses {spill.name}", _bytes(storage), [(0, storage.nbytes())], [])
 
     def make(self, storage: UntypedStorage) -> None:
@@ -123,7 +130,7 @@ class Spills:
         self._made.append(weakref.ref(storage))
 
     def bring_all_back(self) -> None:
-        """The forward ends: whoever holds an activation finds it as it was."""
+        """The forward ends: bring back every activation that somebody still holds."""
         for spill in self._spills.values():
             if (storage := spill.storage()) is not None:
                 self.meet(storage)
@@ -135,24 +142,28 @@ class Spills:
         self._spills[spill.name] = self._by_storage[storage._cdata] = spill
         self._device.reached(f"{call} makes {spill.name}", _bytes(storage), [], [(0, storage.nbytes())])
 
-    def _copy_out(self, spill: Spill, storage: UntypedStorage, errand: Errand) -> None:
+    def _copy_out(self, spill: Spill, storage: UntypedStorage, copy: Copy) -> None:
         # Behind the compute lane, which has waited for every copy back, so that what left earlier has returned by now.
         self._lanes.wait("d2h", "compute", self._lanes.latest["compute"])
-        self._courier.copy(errand, (self._homes[spill.name], _bytes(storage)))
-        spill.leaves_before = errand.task.before
+        self._copier.copy(copy, [(self._homes[spill.name].memory, _bytes(storage))])
+        spill.leaves_before = copy.task.before
 
-    def _bring_back(self, spill: Spill, storage: UntypedStorage, errand: Errand) -> None:
+    def _bring_back(self, spill: Spill, storage: UntypedStorage, copy: Copy) -> None:
         spill.leaves_before = None
         if not spill.away:
             return
-        home = self._homes[spill.name]
+        home = self._homes[spill.name].memory
         storage.resize_(home.nbytes)
         target = _bytes(storage)
         # Behind the compute lane, which had the memory before, and has waited for the copy out.
         self._device.reached(f"memory for {spill.name}", target, [], [(0, home.nbytes)])
         self._lanes.wait("h2d", "compute", self._lanes.mark("compute"))
-        spill.returned = self._courier.copy(errand, (target, home))
+        spill.returning, spill.returned = storage, self._copier.copy(copy, [(target, home)])
         spill.away = False
+
+    def _wait_for_return(self, spill: Spill) -> None:
+        self._lanes.wait("compute", "h2d", spill.returned)
+        spill.returning = None
 
 
 class Watching(TorchDispatchMode):
@@ -184,10 +195,6 @@ def _bytes(storage: UntypedStorage) -> Tensor:
     """All bytes of a storage."""
     with _disable_current_modes():
         return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage, 0, (storage.nbytes(),), (1,))
-
-
-def _home(nbytes: int) -> Tensor:
-    return bytes_of(new_pages(nbytes), 0, nbytes)
 
 
 def _alive_at_the_end_of_calls(plan: Plan, spilled: set[str]) -> dict[str, dict[int, list[str]]]:

@@ -13,7 +13,7 @@ import taskgraph_offload as tgo
 from taskgraph_offload.devices import open_device
 from taskgraph_offload.devices.checked import CheckedDevice
 from taskgraph_offload.devices.cpu import CpuDevice
-from taskgraph_offload.runtime.lanes import Lanes
+from taskgraph_offload.runtime.copies import Lanes
 
 MEGABYTE = 1 << 20
 

@@ -68,7 +68,7 @@ def test_attributes_are_as_promised(path, name):
 
 
 def test_stats_count_what_is_promised():
-    from taskgraph_offload.runtime.log import Stats
+    from taskgraph_offload.runtime.measured import Stats
 
     promised = {"h2d_bytes", "d2h_bytes", "copies", "demand_loads", "divergences", "peak_bytes"}
     assert promised <= set(Stats.__dataclass_fields__)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import taskgraph_offload as tgo
-from taskgraph_offload.runtime.boundaries import Side
+from taskgraph_offload.runtime.needs import Side
 from taskgraph_offload.runtime.conductor import Conductor
 
 from .. import running
@@ -95,7 +95,7 @@ def raising(error: type[BaseException]) -> Any:
 
 def assert_all_home(run: tgo.Executor) -> None:
     assert run._homes is not None
-    for member in run._homes.members():
+    for member in run._homes.tensors():
         assert member.tensor.data_ptr() == member.home.data_ptr(), member.weight
 
 

@@ -48,7 +48,7 @@ def test_a_compiled_model_is_offloaded_too(made: Case, how: str, when: str) -> N
         assert torch.equal(model(x), wanted)
         with tgo.Executor(made.model, known_plan("chain"), device="cpu") as run:
             model = COMPILES[how](made.model, backend) if when == "inside" else model
-            homes |= {member.home.data_ptr() for member in run._homes.members()}
+            homes |= {member.home.data_ptr() for member in run._homes.tensors()}
             seen.clear()
             for _ in range(3):
                 assert torch.equal(model(x), wanted)

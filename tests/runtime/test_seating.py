@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskgraph_offload.runtime.seating import SeatTable
+from taskgraph_offload.runtime.arena import SeatTable
 
 SIZE = 24
 RANGES = st.tuples(st.integers(0, SIZE), st.integers(0, SIZE)).map(lambda pair: (min(pair), max(pair)))

@@ -1,7 +1,7 @@
-"""Sees what happened to homes while no forward looked: edits in place, data or parameters that were replaced.
+"""Sees what the user did to weights between forwards: edits in place, other data, other parameters.
 
-torch counts edits of a tensor, but not those through `.data`, which LoRA merging uses; so a few bytes of every weight
-are remembered too. Changes no bytes: a weight with other memory behind it has its home there from then on.
+Torch counts the edits of a tensor, but not those through `.data`, which LoRA merging uses. So we also compare a few
+words of every weight. Changes no bytes: if a weight was given other memory, that memory becomes its home.
 """
 
 from __future__ import annotations
@@ -15,26 +15,22 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ..errors import ExecutionError
-from .homes import Home, Homes
-from .members import Member
+from .homes import Homes, WeightHome
+from .tensors import WeightTensor, count_of_edits
 
 WORDS = 64  # of eight bytes, spread over each weight: every row of 64 rows, every 64 bytes of 4 KiB
 Array = numpy.ndarray[Any, Any]
-Place = tuple[Home, Member, dict[str, Any], str]  # where the model keeps a tensor of a weight
+Place = tuple[WeightHome, WeightTensor, dict[str, Any], str]  # where the model keeps a tensor of a weight
 
 
 @dataclass(slots=True)
 class _Sample:
-    """A few words of each weight in some memory: their places, whose they are, and what they were."""
+    """A few words of each weight in some memory: where they are, of which weight, and what they were."""
 
     memory: Array
     places: Array
     names: list[str]
     words: bytes = b""
-
-    def read(self) -> bytes:
-        """What the words are now."""
-        return self.memory[self.places].tobytes()
 
     def differing(self, words: bytes) -> set[str]:
         """The weights of which some words are others."""
@@ -42,20 +38,20 @@ class _Sample:
         return {self.names[place] for place in numpy.flatnonzero(now != then)}
 
 
-class Watch:
-    """Compares every home with what it was when it was last asked.
+class Edits:
+    """Compares every home with what it was at the last forward.
 
-    `changed_here` are weights that the forward itself changes: their seats hold the truth, not their homes.
+    `changed_here` are weights that the forward itself changes: the device has their true values, not their homes.
     """
 
     def __init__(self, homes: Homes, changed_here: frozenset[str]) -> None:
         self._homes = homes
         weights = homes.weights.values()
         self._still = [home for home in weights if home.name not in changed_here]
-        self._changing = [(home, member) for home in weights if home.name in changed_here for member in home.members]
+        self._changing = [(home, shown) for home in weights if home.name in changed_here for shown in home.tensors]
         self._samples = {
             ("bundle", bundle): _sample(words, [home for home in self._still if home.bundle == bundle])
-            for bundle, words in homes.words.items()
+            for bundle, words in ((bundle, memory.words) for bundle, memory in homes.memories.items())
         }
         self._changed: set[str] = set()  # what the next forward will be told
         self._versions: list[int] = []
@@ -63,65 +59,68 @@ class Watch:
         self._edited()  # from here on
 
     def changes(self) -> set[str]:
-        """The weights whose homes are not what the last forward found; memory that was replaced has become theirs."""
+        """The weights that changed since the last forward. New memory of a weight becomes its home."""
         self._take_over()
         self._changed |= self._edited()
         changed, self._changed = self._changed, set()
         return changed
 
     def everything_changed(self) -> None:
-        """Trust nothing but what the device alone knows."""
+        """Take every weight as changed, except those that the device alone knows."""
         for home in self._homes.weights.values():
-            if not any(member.shows(member.seat) and not member.is_home for member in home.members):
+            if not any(shown.shows(shown.seat) and not shown.is_home for shown in home.tensors):
                 self._changed.add(home.name)
 
     def _edited(self) -> set[str]:
         """The weights with other bytes than when this was last asked."""
         found: set[str] = set()
-        versions = [tensor._version for tensor in self._counted]
+        versions = list(map(count_of_edits, self._counted))
         if versions != self._versions:
-            for (home, member), now, then in zip(self._counted_pairs, versions, self._versions, strict=True):
+            for (home, shown), now, then in zip(self._counted_pairs, versions, self._versions, strict=True):
                 if now != then:
                     found.add(home.name)
-                    member.note_version()
+                    shown.note_version()
             self._versions = versions
         for sample in self._samples.values():
-            if (words := sample.read()) != sample.words:
+            if (words := sample.memory[sample.places].tobytes()) != sample.words:
                 found |= sample.differing(words) if sample.words else set()
                 sample.words = words
         return found
 
     def _list_tensors(self) -> None:
-        self._pairs = [(home, member) for home in self._still for member in home.members]
-        self._tensors = [member.tensor for _, member in self._pairs]
-        self._looks = _looks(member.home for _, member in self._pairs)
-        self._counted_pairs = [(home, member) for home, member in self._pairs if member.counted]
-        self._counted = [member.tensor for _, member in self._counted_pairs]
-        self._versions = [member.version for _, member in self._counted_pairs]
-        everyone = [(home, member) for home in self._homes.weights.values() for member in home.members]
+        self._pairs = [(home, shown) for home in self._still for shown in home.tensors]
+        self._tensors = [shown.tensor for _, shown in self._pairs]
+        self._looks = _looks(shown.home for _, shown in self._pairs)
+        self._counted_pairs = [(home, shown) for home, shown in self._pairs if shown.counted]
+        self._counted = [shown.tensor for _, shown in self._counted_pairs]
+        self._versions = [shown.version for _, shown in self._counted_pairs]
+        everyone = [(home, shown) for home in self._homes.weights.values() for shown in home.tensors]
         self._places: list[Place] = [(home, m, owner, key) for home, m in everyone for owner, key in m.owners]
-        self._identities = [id(member.tensor) for _, member, _, _ in self._places]
+        self._identities = [id(shown.tensor) for _, shown, _, _ in self._places]
         self._lookups = [(owner.get, key) for _, _, owner, key in self._places]
 
     def _take_over(self) -> None:
-        """Find other tensors in the model's hands, or other memory behind a tensor, and make that the home."""
+        """Find tensors that were replaced, or that were given other memory, and make that memory the home."""
         moves, problems = self._homes.moves, list[ExecutionError]()
-        replaced, moved = dict[Member, tuple[Home, Tensor]](), list[tuple[Home, Member, Tensor]]()
+        replaced, moved = (
+            dict[WeightTensor, tuple[WeightHome, Tensor]](),
+            list[tuple[WeightHome, WeightTensor, Tensor]](),
+        )
         if [id(get(key)) for get, key in self._lookups] != self._identities:
             replaced = _replaced(self._places)
-            moved = [(home, member, tensor) for member, (home, tensor) in replaced.items()]
+            moved = [(home, shown, tensor) for shown, (home, tensor) in replaced.items()]
         if _looks(self._tensors) != self._looks:
             moved += [(home, m, m.tensor) for home, m in self._pairs if m not in replaced and not m.is_home]
-        for home, member in self._changing:
-            if member not in replaced and not member.is_home and not member.shows(member.seat):
-                moved.append((home, member, member.tensor))
-        for home, member, tensor in moved:
+        for home, shown in self._changing:
+            if shown not in replaced and not shown.is_home and not shown.shows(shown.seat):
+                moved.append((home, shown, shown.tensor))
+        for home, shown, tensor in moved:
             try:
-                _check(home, member, tensor)
+                _check(home, shown, tensor)
             except ExecutionError as error:
                 problems.append(error)
                 continue
-            self._homes.adopt(home, member, tensor)
+            self._homes.adopt(home, shown, tensor)
             self._changed.add(home.name)
             self._samples["weight", home.name] = _sample_of(home)
         if self._homes.moves != moves:
@@ -131,45 +130,45 @@ class Watch:
 
 
 def _looks(tensors: Iterable[Tensor]) -> list[object]:
-    """What other data would change: place, size and strides; in lists, which are quick to make and to compare."""
+    """What other data would change: address, size and strides. Lists are quick to make and to compare."""
     tensors = list(tensors)
-    return [[t.data_ptr() for t in tensors], [t.numel() for t in tensors], [t.stride() for t in tensors]]
+    return [list(map(Tensor.data_ptr, tensors)), list(map(Tensor.numel, tensors)), list(map(Tensor.stride, tensors))]
 
 
-def _replaced(places: Iterable[Place]) -> dict[Member, tuple[Home, Tensor]]:
-    """The tensors that are now where others were. One of another kind is the model's own: a cache that grew, say."""
-    found: dict[Member, tuple[Home, list[Tensor]]] = {}
-    for home, member, owner, key in places:
+def _replaced(places: Iterable[Place]) -> dict[WeightTensor, tuple[WeightHome, Tensor]]:
+    """The tensors that replaced others of the same kind. One of another kind is no weight: a cache that grew, say."""
+    found: dict[WeightTensor, tuple[WeightHome, list[Tensor]]] = {}
+    for home, shown, owner, key in places:
         tensor = owner.get(key)
-        if isinstance(tensor, Tensor) and member.is_like(tensor):
-            found.setdefault(member, (home, []))[1].append(tensor)
-    replaced: dict[Member, tuple[Home, Tensor]] = {}
-    for member, (home, tensors) in found.items():
+        if isinstance(tensor, Tensor) and shown.is_like(tensor):
+            found.setdefault(shown, (home, []))[1].append(tensor)
+    replaced: dict[WeightTensor, tuple[WeightHome, Tensor]] = {}
+    for shown, (home, tensors) in found.items():
         if any(tensor is not tensors[0] for tensor in tensors):
             raise _several(home)
-        if tensors[0] is not member.tensor:
-            replaced[member] = home, tensors[0]
+        if tensors[0] is not shown.tensor:
+            replaced[shown] = home, tensors[0]
     return replaced
 
 
-def _check(home: Home, member: Member, tensor: Tensor) -> None:
-    if not member.is_like(tensor):
+def _check(home: WeightHome, shown: WeightTensor, tensor: Tensor) -> None:
+    if not shown.is_like(tensor):
         raise ExecutionError(
-            f"weight {home.name!r} was {member.dtype} {tuple(member.shape)} when it was attached and is now "
+            f"weight {home.name!r} was {shown.dtype} {tuple(shown.shape)} when it was attached and is now "
             f"{tensor.dtype} {tuple(tensor.shape)}: detach, and plan again"
         )
-    if len(home.members) > 1:
+    if len(home.tensors) > 1:
         raise _several(home)
 
 
-def _several(home: Home) -> ExecutionError:
+def _several(home: WeightHome) -> ExecutionError:
     return ExecutionError(
         f"weight {home.name!r} is shown in several places, and one of them was given another tensor or other data: "
         "detach, and plan again"
     )
 
 
-def _sample(memory: Array, homes: Iterable[Home]) -> _Sample:
+def _sample(memory: Array, homes: Iterable[WeightHome]) -> _Sample:
     """Words spread over the weights that lie in a slab."""
     places, names = list[Array](), list[str]()
     for home in homes:
@@ -179,7 +178,7 @@ def _sample(memory: Array, homes: Iterable[Home]) -> _Sample:
     return _Sample(memory, numpy.concatenate(places) if places else numpy.array([], numpy.int64), names)
 
 
-def _sample_of(home: Home) -> _Sample:
+def _sample_of(home: WeightHome) -> _Sample:
     """Words spread over a weight that has moved: single bytes of a small one."""
     with _disable_current_modes():
         memory = home.memory.numpy()
@@ -187,7 +186,7 @@ def _sample_of(home: Home) -> _Sample:
         memory = memory[: memory.nbytes // 8 * 8].view(numpy.int64)
     places = _spread(0, len(memory) - 1) if len(memory) else numpy.array([], numpy.int64)
     sample = _Sample(memory, places, [home.name] * len(places))
-    sample.words = sample.read()
+    sample.words = sample.memory[places].tobytes()
     return sample
 
 

@@ -1,25 +1,29 @@
-"""What ran in the last forwards, as a measured `Timeline`; and the running totals.
+"""What ran in the last forwards, as a measured `Timeline`, and the totals.
 
-Remembers which task had which number in its lane, and asks for the times only when somebody looks.
+Notes which task had which number in its lane, and asks for the times only when somebody wants to see them.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..nouns.graph import LANES, Lane
 from ..nouns.timeline import MemoryPoint, Span, Timeline
 from ..plan.plan import Plan
-from .lanes import Lanes, Waited
+
+if TYPE_CHECKING:
+    from .copies import Lanes
 
 KEPT_FORWARDS = 5
+
+TaskNumber = tuple[Lane, int]  # a task that ran: its lane, and its number there
 
 
 @dataclass
 class Stats:
-    """Totals since the plan was attached. `skipped_spills`: activations that stayed because they could not be found.
+    """Totals since the plan was attached. `skipped_spills`: activations that stayed because nobody could find them.
 
     `peak_bytes` is measured on CUDA. Torch does not count memory on the CPU: there it is the arena with the activations
     that were traced, whatever shapes the forwards had.
@@ -34,8 +38,8 @@ class Stats:
     peak_bytes: int = 0
 
 
-class Entry(NamedTuple):
-    """A task that ran: its number in its lane, and what it waited for."""
+class Ran(NamedTuple):
+    """A task that ran: its number in its lane, and what it waited for. `begun`: the number under which it began."""
 
     lane: Lane
     number: int
@@ -43,8 +47,9 @@ class Entry(NamedTuple):
     name: str
     call: str
     nbytes: int
-    waited: tuple[Waited, ...]
+    waited: tuple[TaskNumber, ...]
     used_bytes: int = 0
+    begun: int | None = None
 
 
 @dataclass
@@ -52,7 +57,7 @@ class Forward:
     """The tasks of one forward, in the order in which they were issued."""
 
     cold: bool
-    entries: list[Entry] = field(default_factory=list)
+    tasks: list[Ran] = field(default_factory=list)
 
 
 class Log:
@@ -64,20 +69,20 @@ class Log:
         self.begin(cold=True)
 
     def begin(self, cold: bool) -> None:
-        """A forward begins; one that has not ended is forgotten."""
+        """Begin a forward. One that has not ended is forgotten."""
         self._current = Forward(cold)
-        self.add = self._current.entries.append
+        self.add = self._current.tasks.append
 
     def end(self) -> None:
-        """The forward ended as it should, and is kept."""
+        """Keep the forward: it ended as it should."""
         self.forwards.append(self._current)
 
     def timeline(self, plan: Plan, lanes: Lanes) -> Timeline:
         """The kept forwards as spans, in seconds from the start of the first one of them."""
         for lane in LANES:
             lanes.settle(lane, lanes.latest[lane])
-        forwards = [forward for forward in self.forwards if any(e.lane == "compute" for e in forward.entries)]
-        while forwards and any(lanes.moments(e.lane, e.number) is None for e in forwards[0].entries):
+        forwards = [forward for forward in self.forwards if any(e.lane == "compute" for e in forward.tasks)]
+        while forwards and any(lanes.moments(e.lane, e.begun or e.number) is None for e in forwards[0].tasks):
             forwards.pop(0)
         spans = _spans(forwards, lanes)
         return Timeline(
@@ -100,44 +105,48 @@ def _memory(plan: Plan, spans: list[tuple[Span, int]]) -> tuple[MemoryPoint, ...
 
 def _spans(forwards: list[Forward], lanes: Lanes) -> list[tuple[Span, int]]:
     """Entries with their times, and the bytes in use; the cycles counted from the first one that is kept."""
-    entries = [(cycle, entry) for cycle, forward in enumerate(forwards) for entry in forward.entries]
-    times = _times([entry for _, entry in entries], lanes)
-    nodes, ends, seen = dict[Waited, str](), dict[Lane, float](), Counter[str]()
+    tasks = [(cycle, ran) for cycle, forward in enumerate(forwards) for ran in forward.tasks]
+    times = _times([ran for _, ran in tasks], lanes)
+    nodes, ends, seen = dict[TaskNumber, str](), dict[Lane, float](), Counter[str]()
     found: list[tuple[Span, int]] = []
-    for cycle, entry in entries:
-        task = entry.lane, entry.number
-        node = f"{cycle}/{entry.node}"
+    for cycle, ran in tasks:
+        task = ran.lane, ran.number
+        node = f"{cycle}/{ran.node}"
         seen[node] += 1
         nodes[task] = node if seen[node] == 1 else f"{node} #{seen[node]}"
-        cause = _cause(entry, times, ends.get(entry.lane, 0.0))
+        cause = _cause(ran, times, ends.get(ran.lane, 0.0))
         waited_for = nodes.get(cause) if cause else None
         start, stop = times[task]
-        span = Span(nodes[task], entry.name, entry.lane, entry.call, cycle, start, stop, entry.nbytes, waited_for)
-        found.append((span, entry.used_bytes))
-        ends[entry.lane] = stop
+        span = Span(nodes[task], ran.name, ran.lane, ran.call, cycle, start, stop, ran.nbytes, waited_for)
+        found.append((span, ran.used_bytes))
+        ends[ran.lane] = stop
     return found
 
 
-def _times(entries: list[Entry], lanes: Lanes) -> dict[Waited, tuple[float, float]]:
+def _times(tasks: list[Ran], lanes: Lanes) -> dict[TaskNumber, tuple[float, float]]:
     """When each task began and ended, in seconds from the first moment of all."""
-    moments = {(e.lane, e.number): lanes.moments(e.lane, e.number) for e in entries}
-    found = [(key, pair) for key, pair in moments.items() if pair is not None]
-    if not found:
+    events = {}
+    for ran in tasks:
+        first = lanes.moments(ran.lane, ran.number if ran.begun is None else ran.begun)
+        last = lanes.moments(ran.lane, ran.number)
+        if first is not None and last is not None:
+            events[ran.lane, ran.number] = first.start, last.stop
+    if not events:
         return {}
-    origin = found[0][1].start
-    times = {key: (p.start.seconds_since(origin), p.stop.seconds_since(origin)) for key, p in found}
+    origin = next(iter(events.values()))[0]
+    times = {key: (start.seconds_since(origin), stop.seconds_since(origin)) for key, (start, stop) in events.items()}
     zero = min(start for start, _ in times.values())
     return {key: (start - zero, stop - zero) for key, (start, stop) in times.items()}
 
 
-def _cause(entry: Entry, times: dict[Waited, tuple[float, float]], free: float) -> Waited | None:
+def _cause(ran: Ran, times: dict[TaskNumber, tuple[float, float]], free: float) -> TaskNumber | None:
     """What the task waited for last, if its lane was free before that."""
-    waited = [(times[task][1], task) for task in entry.waited if task in times]
+    waited = [(times[task][1], task) for task in ran.waited if task in times]
     end, task = max(waited, default=(0.0, None))
     return task if end > free else None
 
 
 def remembered(plan: Plan, lane: Lane) -> int:
-    """As many tasks as the forwards that are kept have in a lane, the one that runs, and some that nobody planned."""
+    """How many events to keep for a lane: those of the kept forwards and of the current one, and 32 spare."""
     cold, steady = (sum(task.lane == lane for task in tasks) for tasks in (plan.cold, plan.steady))
     return cold + (KEPT_FORWARDS + 1) * (steady + 1) + 32
