@@ -165,7 +165,79 @@ def colliding(seed: int) -> None:
                 with Guard(executor):
                     assert_equal(made(), wanted)
                     assert_equal([made.model.layers[1](hidden)], [alone])
-            assert any(need.beside for need in executor._needs.blocks.values())
+            assert any(need.unseated for need in executor._needs.blocks.values())
+
+
+class Detour(nn.Module):
+    """Blocks, and one that runs only when it is asked to; it may change a weight of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Counting() for _ in range(4))
+        self.extra, self.asks, self.counts = models.Block(4, 64), False, False
+        self.other = Scaled()
+
+    def forward(self, x: Tensor) -> Tensor:
+        for number, block in enumerate(self.blocks):
+            x = block(x)
+            if self.asks and number == 1:
+                x = self.other(self.extra(x), self.counts)
+        return x
+
+
+class Scaled(nn.Module):
+    """Owns a weight that it changes, and reads raw weights of a module that it never calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain, self.inner = nn.Parameter(torch.randn(4)), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, counts: bool) -> Tensor:
+        if counts:
+            self.gain.mul_(2)
+        return nn.functional.linear(x, self.inner.weight) * self.gain
+
+
+def _detour(seed: int, spare: bool, counts: bool) -> None:
+    """Every second forward reads weights that the plan does not know."""
+    torch.manual_seed(0)
+    made = Case(Detour(), {"x": torch.randn(2, 4)})
+    plan = plan_of(made, "resident" if counts else "layerwise")
+    if spare:
+        budget = f"{plan.budget_bytes + 2**16}B"
+        plan = tgo.Planner.for_trace(plan.trace, budget, strategy="sequential", machine="cpu").plan()
+    with torch.no_grad():
+        before, wanted = {name: tensor.clone() for name, tensor in made.model.state_dict().items()}, []
+        made.model.counts = made.model.blocks[0].counts = made.model.blocks[1].counts = counts
+        for number in range(6):
+            made.model.asks = number % 2 == 1
+            wanted.append(made())
+        after = {name: tensor.clone() for name, tensor in made.model.state_dict().items()}
+        made.model.load_state_dict(before)
+        with tgo.Executor(made.model, plan, device=CheckedDevice(seed)) as executor:
+            for number, outputs in enumerate(wanted):
+                made.model.asks = number % 2 == 1
+                with Guard(executor):
+                    assert_equal(made(), outputs, str(number))
+            assert executor.stats.demand_loads
+            for name, tensor in made.model.state_dict().items():
+                assert torch.equal(tensor, after[name]), name
+        assert executor.stats.peak_bytes <= plan.budget_bytes
+
+
+def unread_in_the_arena(seed: int) -> None:
+    """Weights that no call of the plan reads, where the budget has nothing to spare."""
+    _detour(seed, spare=False, counts=False)
+
+
+def unread_beside_the_arena(seed: int) -> None:
+    """The same, where it has."""
+    _detour(seed, spare=True, counts=False)
+
+
+def unread_and_changed(seed: int) -> None:
+    """The same where everything else stays, and the forward changes one of them and weights of the blocks before."""
+    _detour(seed, spare=False, counts=True)
 
 
 @dataclass(eq=False)
@@ -296,5 +368,6 @@ SCENARIOS: dict[str, Scenario] = {
     for function in (
         *(layerwise, sequential, written_back, spilled, spilled_and_met, spilled_and_read_unseen, reordered, colliding),
         *(changed_unexpectedly, changed_while_streaming, trained, edited, interrupted),
+        *(unread_in_the_arena, unread_beside_the_arena, unread_and_changed),
     )
 }

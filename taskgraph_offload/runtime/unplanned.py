@@ -172,6 +172,7 @@ class OnDemand:
                 f"did not read there. The budget of {readable(self._plan.budget_bytes)} has no room for it: plan with "
                 f'inputs that make the forward read it, or with a budget of "{needed}B"'
             )
+        self._device.reached(call, found.memory, [(0, found.memory.nbytes)], [])
         return found
 
     def used(self, brought: Brought, changed: bool) -> None:

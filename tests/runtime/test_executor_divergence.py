@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import taskgraph_offload as tgo
-from taskgraph_offload.runtime.needs import Side
 from taskgraph_offload.runtime.conductor import Conductor
+from taskgraph_offload.runtime.needs import Side
 
 from .. import running
 from ..guard import Guard
