@@ -16,7 +16,7 @@ Three kinds of bytes are tracked: the arena, each activation that crosses calls,
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
@@ -25,6 +25,7 @@ import networkx as nx
 
 from ..errors import SettingsError
 from ..nouns.graph import Reason, Task, TaskGraph
+from ..nouns.ranges import ByteMap
 
 if TYPE_CHECKING:
     from ..nouns.trace import Call
@@ -97,20 +98,21 @@ def unroll(plan: Plan, cycles: int) -> list[Step]:
 
 def edges_by_bytes(plan: Plan, steps: list[Step]) -> Iterator[Edge]:
     """Read after write is `data`, write after read or write is `reuse` (between lanes: within one it is the order)."""
-    spaces: dict[str, _Space] = {}
+    spaces: dict[str, ByteMap[_Segment]] = {}
     touched: dict[Task, list[Access]] = {}
     lanes = {step.node: step.task.lane for step in steps}
     for step in steps:
         if step.task not in touched:
             touched[step.task] = accesses(plan, step.task)
         for access in touched[step.task]:
-            for segment in spaces.setdefault(access.space, _Space()).between(access.start, access.stop):
-                if access.writes:
+            space = spaces.setdefault(access.space, ByteMap(_Segment(), _Segment.copy))
+            if access.writes:
+                for _, _, segment in space.replace(access.start, access.stop, _Segment(step.node)):
                     for before in (segment.writer, *segment.readers.values()):
                         if before is not None and lanes[before] != step.task.lane:
                             yield before, step.node, "reuse"
-                    segment.writer, segment.readers = step.node, {}
-                else:
+            else:
+                for segment in space.fit(access.start, access.stop):
                     if segment.writer is not None and segment.writer != step.node:
                         yield segment.writer, step.node, "data"
                     segment.readers[step.task.lane] = step.node
@@ -245,25 +247,5 @@ class _Segment:
     writer: str | None = None
     readers: dict[str, str] = field(default_factory=dict)
 
-
-class _Space:
-    """A line of bytes cut into segments: segment i is [cuts[i], cuts[i + 1])."""
-
-    def __init__(self) -> None:
-        self._cuts = [0]
-        self._segments = [_Segment()]
-
-    def between(self, start: int, stop: int) -> list[_Segment]:
-        """The segments that make up [start, stop), cut so that they fit exactly."""
-        if start >= stop:
-            return []
-        self._cut(start)
-        self._cut(stop)
-        return self._segments[bisect_left(self._cuts, start) : bisect_left(self._cuts, stop)]
-
-    def _cut(self, place: int) -> None:
-        index = bisect_right(self._cuts, place)
-        if self._cuts[index - 1] != place:
-            whole = self._segments[index - 1]
-            self._cuts.insert(index, place)
-            self._segments.insert(index, _Segment(whole.writer, dict(whole.readers)))
+    def copy(self) -> _Segment:
+        return _Segment(self.writer, dict(self.readers))
