@@ -62,7 +62,7 @@ def connect(plan: Plan, cycles: int = 3) -> TaskGraph:
         raise SettingsError(f"a graph has one cycle or more, not {cycles!r}")
     dag: nx.DiGraph[str] = nx.DiGraph()
     steps = unroll(plan, cycles)
-    calls_seconds = {call.name: call.cost(plan.machine) for call in plan.trace.calls}
+    seconds = {call.name: call.cost(plan.machine) for call in plan.trace.calls}
     for step in steps:
         task, nbytes = step.task, plan.task_bytes(step.task)
         dag.add_node(
@@ -72,7 +72,7 @@ def connect(plan: Plan, cycles: int = 3) -> TaskGraph:
             call=step.call,
             cycle=step.cycle,
             task=task,
-            seconds=calls_seconds[step.call] if task.link is None else plan.machine.copy_seconds(task.link, nbytes),
+            seconds=seconds[step.call] if step.lane == "compute" else plan.machine.copy_seconds(step.lane, nbytes),
             nbytes=nbytes,
         )
     for before, after, reason in (*edges_by_bytes(plan, steps), *edges_by_gates(steps), *edges_by_lane(steps)):
@@ -130,7 +130,8 @@ def edges_by_gates(steps: list[Step]) -> list[Edge]:
             waiting.setdefault(step.task.before, []).append(step.node)
         if step.task.kind == "compute":
             latest[step.task.name] = step.node
-            edges += [(copy, step.node, "issue") for copy in waiting.pop(step.task.name, ())]
+            for copy in waiting.pop(step.task.name, ()):
+                edges.append((copy, step.node, "issue"))
     return edges
 
 

@@ -217,14 +217,14 @@ class Plan:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan to a file that people can read."""
-        from .planfile import save
+        from .file import save
 
         save(self, path)
 
     @staticmethod
     def load(path: str | os.PathLike[str], model: torch.nn.Module | None = None) -> Plan:
         """Read a plan and prove it again; with a model, also check that the plan was made for it."""
-        from .planfile import load
+        from .file import load
 
         return load(path, model)
 

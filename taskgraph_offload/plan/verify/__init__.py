@@ -138,7 +138,7 @@ def prove_graph(program: Program, graph: TaskGraph) -> Order:
             program.refuse(f"{second} waits for {first}, which the host issues later", first, second)
     order = Order([[place[before] for before in graph.dag.predecessors(node)] for node in graph.dag])
     for lane in LANES:
-        for first, second in pairwise(step for step in program.steps if step.task.kind == lane):
+        for first, second in pairwise([step for step in program.steps if step.task.lane == lane]):
             if not order.holds(first, second):
                 program.refuse(f"{second} does not wait for {first}, which is before it in lane {lane}", first, second)
     return order
@@ -151,8 +151,9 @@ def prove_nodes(program: Program, graph: TaskGraph) -> None:
             program.refuse(f"the graph goes on with {node!r} where the plan has ended", program.steps[-1])
         if node is None:
             program.refuse(f"the graph ends before {step}", step)
-        claimed = tuple(graph.dag.nodes[node][key] for key in ("cycle", "task", "kind", "lane"))
-        if claimed != (step.cycle, step.task, step.task.kind, step.task.kind):
+        data = graph.dag.nodes[node]
+        claimed = (data["cycle"], data["task"], data["kind"], data["lane"])
+        if claimed != (step.cycle, step.task, step.task.kind, step.task.lane):
             program.refuse(f"the graph has {node!r} where the plan has {step}", step)
 
 
