@@ -140,9 +140,8 @@ class TaskGraph:
     `call` (the call that it runs or copies for), `cycle`, `task`, `seconds`, `nbytes`. An edge has its `reason`.
     """
 
-    def __init__(self, dag: nx.DiGraph[str], cycles: int) -> None:
+    def __init__(self, dag: nx.DiGraph[str]) -> None:
         self.dag = dag
-        self.cycles = cycles
 
     @property
     def nodes(self) -> tuple[str, ...]:

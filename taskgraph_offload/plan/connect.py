@@ -8,7 +8,7 @@ bytes need, so that the lanes overlap as much as they can:
     program       h2d a, h2d b, compute a, h2d c, compute b, ...
     edges         h2d a     -> compute a    data    it reads what the copy brought
                   compute a -> h2d c        reuse   the copy overwrites bytes that the call read
-                  compute a -> h2d c        issue   the strategy asked for it (`after`, `before`)
+                  compute a -> h2d c        issue   the strategy asked for this order (`after`, `before`)
                   compute a -> compute b    order   a lane is a FIFO
 
 Three kinds of bytes are followed: the arena, activations that live across calls, and homes that are written.
@@ -78,14 +78,16 @@ def connect(plan: Plan, cycles: int = 3) -> TaskGraph:
     for before, after, reason in (*edges_by_bytes(plan, steps), *edges_by_gates(steps), *edges_by_lane(steps)):
         if not dag.has_edge(before, after):  # the stronger reasons come first
             dag.add_edge(before, after, reason=reason)
-    return TaskGraph(dag, cycles)
+    return TaskGraph(dag)
 
 
 def unroll(plan: Plan, cycles: int) -> list[Step]:
     """The serial program over some cycles, each task with a name of its own and the call that it serves."""
-    tasks = [(cycle, task) for cycle in range(cycles) for task in (plan.steady if cycle else plan.cold)]
-    served, seen, steps = _served_calls(plan, [task for _, task in tasks]), dict[str, int](), list[Step]()
-    for (cycle, task), call in zip(tasks, served, strict=True):
+    tasks = [*plan.cold, *plan.steady * (cycles - 1)]
+    cycle_of = [0] * len(plan.cold) + [cycle for cycle in range(1, cycles) for _ in plan.steady]
+    seen: dict[str, int] = {}
+    steps: list[Step] = []
+    for cycle, task, call in zip(cycle_of, tasks, _served_calls(plan, tasks), strict=True):
         name = f"{cycle}/{task.kind} {task.name}" + ("" if task.stop is None else f" [{task.start}:{task.stop}]")
         seen[name] = seen.get(name, 0) + 1
         steps.append(Step(name if seen[name] == 1 else f"{name} #{seen[name]}", cycle, task, task.lane, call))

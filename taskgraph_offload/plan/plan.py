@@ -86,7 +86,7 @@ class Plan:
     @cached_property
     def residents(self) -> tuple[str, ...]:
         """The weights that come once and stay."""
-        return tuple(name for bundle in self.bundles.values() if bundle.resident for name in bundle.weights)
+        return tuple([name for bundle in self.bundles.values() if bundle.resident for name in bundle.weights])
 
     @cached_property
     def seats(self) -> Mapping[str, int]:
