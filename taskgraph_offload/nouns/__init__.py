@@ -1,1 +1,1 @@
-"""The nouns: frozen data that every room reads. Nothing here decides or runs anything."""
+"""Frozen data that every other room reads. This room decides nothing and runs nothing."""

@@ -1,4 +1,4 @@
-"""Reads a memory budget the way people write it: 12, "12GiB", "800MiB", "123456B", "30%"."""
+"""Reads a memory budget as people write it (12, "12GiB", "800MiB", "123456B", "30%"); writes bytes and seconds."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _ADVICE = "give GiB as a number, or '800MiB', '123456B', or '30%' of the weights
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """A budget as asked for: so many bytes for everything, or a share of the weights with activations on top."""
+    """A budget as asked for: bytes for everything, or a share of the weights with activations on top."""
 
     nbytes: int | None = None
     share: float | None = None
 
     def total_bytes(self, weight_bytes: int, other_bytes: int) -> int:
-        """The bytes that everything together may take, for a model of these weights and other needs."""
+        """The bytes that everything together may take, for a model with these weights and other needs."""
         return self.nbytes if self.nbytes is not None else math.ceil(weight_bytes * (self.share or 0.0)) + other_bytes
 
 
@@ -47,7 +47,7 @@ def parse_budget(value: float | str) -> Budget:
     if isinstance(value, str):
         return _parse_text(value)
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise SettingsError(f"budget {shown(value)} is no amount of memory; {_ADVICE}")
+        raise SettingsError(f"budget {shown(value)} is not an amount of memory; {_ADVICE}")
     if not 0 < value <= MOST / GIB:
         raise SettingsError(f"budget {shown(value)} must be {_POSSIBLE}; {_ADVICE}")
     return Budget(nbytes=int(value * GIB))

@@ -1,12 +1,12 @@
-"""Tasks, their text form, and the explicit graph that they make. This module orders nothing and decides nothing.
+"""Tasks, their text form, and the explicit graph of tasks. This module orders nothing and decides nothing.
 
 The text form of a task is one line, which a person reads and a test writes:
 
     compute blocks.3                                  a call
-    h2d blocks.4                                      a bundle of weights comes to its seat
-    h2d blocks.4 [0:33554432]                         only these bytes of it
-    h2d blocks.4 after compute blocks.2               and not before that call has ended, even if it could
-    d2h ~down.1 before compute mid                    an activation leaves, and is gone when that call begins
+    h2d blocks.4                                      copies a bundle of weights to its seat
+    h2d blocks.4 [0:33554432]                         copies only these bytes of it
+    h2d blocks.4 after compute blocks.2               starts when that call has ended, not earlier
+    d2h ~down.1 before compute mid                    copies an activation away; that call starts after the copy
 """
 
 from __future__ import annotations
@@ -15,18 +15,21 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import networkx as nx
 
 from ..errors import PlanError
 
-Kind: TypeAlias = Literal["compute", "h2d", "d2h"]
-Lane: TypeAlias = Literal["compute", "h2d", "d2h"]  # one FIFO per kind of task
+# A new link is one more name in `Link`: kinds, lanes and the text form follow from it.
+Link: TypeAlias = Literal["h2d", "d2h"]  # a way for bytes from one place to another
+Kind: TypeAlias = Literal["compute", Link]  # what a task does: it runs a call, or it copies over a link
+Lane: TypeAlias = Literal["compute", Link]  # where a task waits its turn: a FIFO of compute, or of one link
 Reason: TypeAlias = Literal["data", "reuse", "issue", "order"]
 
-LANES: tuple[Lane, ...] = ("compute", "h2d", "d2h")
-ACTIVATION = "~"  # the names of activations start with it, where the names of bundles never do
+LINKS: tuple[Link, ...] = get_args(Link)
+LANES: tuple[Lane, ...] = ("compute", *LINKS)
+ACTIVATION = "~"  # the names of activations start with it; the names of bundles never do
 
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|\[\d+:\d+\]|[^\s"]+')
 _PLAIN_NAME = re.compile(r'[^\s"\[\],]+')
@@ -34,10 +37,10 @@ _PLAIN_NAME = re.compile(r'[^\s"\[\],]+')
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One unit of work in a lane: a call (`compute`) or the copy of a bundle, a part of it, or an activation.
+    """A call (`compute`), or a copy over one link (`h2d`, `d2h`) of a bundle, of a part of it, or of an activation.
 
-    `after` names a call that must have ended first, `before` one that must not begin earlier, where a strategy wants
-    more than the bytes demand: the nearest earlier, the nearest later call of that name.
+    A strategy may ask for more order than the bytes need. `after` is a call that ends before this task begins: the
+    nearest earlier call of that name. `before` is a call that begins after this task has ended: the nearest later one.
 
     >>> Task.parse("h2d blocks.4 [0:512] after compute blocks.2")
     Task(kind='h2d', name='blocks.4', start=0, stop=512, after='blocks.2', before=None)
@@ -51,12 +54,18 @@ class Task:
     before: str | None = None
 
     @property
+    def link(self) -> Link | None:
+        """The link that a copy goes over; None for a call."""
+        return None if self.kind == "compute" else self.kind
+
+    @property
     def lane(self) -> Lane:
-        return self.kind
+        """The lane in which the task waits its turn: compute for a call, the link for a copy."""
+        return self.link or "compute"
 
     @property
     def is_activation(self) -> bool:
-        """Whether this copies an activation, not weights."""
+        """Whether the task copies an activation, not weights."""
         return self.kind != "compute" and self.name.startswith(ACTIVATION)
 
     def __str__(self) -> str:
@@ -88,7 +97,7 @@ class Task:
 
 
 def parse_tasks(text: str) -> tuple[Task, ...]:
-    """Read tasks, one a line; empty lines are skipped.
+    """Read one task from each line; skip empty lines.
 
     >>> [task.kind for task in parse_tasks('''
     ...     h2d a
@@ -105,7 +114,7 @@ def print_tasks(tasks: Iterable[Task]) -> str:
 
 
 def quoted(name: str) -> str:
-    """A name as the text form writes it: in quotes only where it has to be.
+    """Give a name as the text form writes it: in quotes only where it needs them.
 
     >>> print(quoted("blocks.3"), quoted("my block"))
     blocks.3 "my block"
@@ -114,7 +123,7 @@ def quoted(name: str) -> str:
 
 
 def tokens(line: str) -> list[str]:
-    """The words of a line of the text form, quotes taken off."""
+    """Split a line of the text form into words, without their quotes."""
     words = _TOKEN.findall(line)
     if _TOKEN.sub("", line).strip():
         raise PlanError(f"cannot read the line {line.strip()!r}")
@@ -127,13 +136,12 @@ def tokens(line: str) -> list[str]:
 class TaskGraph:
     """A plan unrolled over cycles: a directed acyclic graph of tasks, in the order in which the host issues them.
 
-    `dag` is a networkx graph. A node is named `cycle/task`, as in `1/h2d blocks.4`, and has the data `kind`, `lane`,
-    `call` (which it is, or for which it copies), `cycle`, `task`, `seconds`, `nbytes`; an edge has its `reason`.
+    `dag` is a networkx graph. A node's name is `cycle/task`, as in `1/h2d blocks.4`. Its data are `kind`, `lane`,
+    `call` (the call that it runs or copies for), `cycle`, `task`, `seconds`, `nbytes`. An edge has its `reason`.
     """
 
-    def __init__(self, dag: nx.DiGraph[str], cycles: int) -> None:
+    def __init__(self, dag: nx.DiGraph[str]) -> None:
         self.dag = dag
-        self.cycles = cycles
 
     @property
     def nodes(self) -> tuple[str, ...]:

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 
 from ..errors import SettingsError, shown
-from .graph import Lane
+from .graph import Link
 
-SHARED = ", memory shared with the CPU"  # at the end of what the name of such a GPU says in brackets
+SHARED = ", memory shared with the CPU"  # the name of such a GPU ends with it, in brackets
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """The rates that predict a plan: the link both ways, what one copy costs besides its bytes, and compute.
+    """The rates that predict a plan: the link in both directions, the latency of one copy, and compute.
 
     A copy takes `latency_seconds + nbytes / h2d_bytes_per_second` (or d2h). `memory_bytes_per_second` counts bytes
     read plus bytes written.
@@ -52,7 +52,7 @@ class Machine:
 
     @staticmethod
     def preset(name: str) -> Machine:
-        """Give a known card by its name: what it achieves, a share of what its data sheet says.
+        """Give a known card by its name. The rates are what programs reach, a share of what the data sheet says.
 
         >>> Machine.preset("rtx4090").h2d_bytes_per_second
         25000000000.0
@@ -71,9 +71,9 @@ class Machine:
 
     @staticmethod
     def of(value: Machine | str | None) -> Machine:
-        """Give the machine that an argument means: itself, a preset's name, or (None) the machine at hand.
+        """Give the machine that an argument names: a machine, a preset's name, or None for this machine.
 
-        The machine at hand is measured once per process where CUDA is available; elsewhere it is the preset "cpu".
+        This machine is measured once per process where CUDA is available; elsewhere it is the preset "cpu".
 
         >>> Machine.of("h100") is Machine.of(Machine.preset("h100"))
         True
@@ -92,8 +92,8 @@ class Machine:
     def measure(device: str | torch.device = "cuda") -> Machine:
         """Measure the link and the compute rates of a CUDA device, or of the CPU with its memory as the link.
 
-        The random state stays as it was, and the device memory that was used goes back to the driver. The name says so
-        where a GPU shares its memory with the CPU (an integrated one): there, offloading cannot help.
+        The random state stays as it was. The device memory that was used goes back to the driver. A GPU may share its
+        memory with the CPU (an integrated one): the machine's name says so, because offloading cannot help there.
 
         >>> Machine.measure("cpu").name
         'cpu (measured)'
@@ -104,20 +104,20 @@ class Machine:
 
     @property
     def shares_memory(self) -> bool:
-        """Whether this is a GPU that was found to share its memory with the CPU.
+        """Whether this is a GPU that shares its memory with the CPU.
 
         >>> Machine.preset("h100").shares_memory
         False
         """
         return self.name.endswith(f"{SHARED})")
 
-    def copy_seconds(self, lane: Lane, nbytes: int) -> float:
-        """Seconds that one copy takes on the link.
+    def copy_seconds(self, link: Link, nbytes: int) -> float:
+        """Seconds that one copy takes on a link.
 
         >>> Machine.preset("rtx4090").copy_seconds("h2d", 250_000_000)
         0.01001
         """
-        rate = self.h2d_bytes_per_second if lane == "h2d" else self.d2h_bytes_per_second
+        rate = self.h2d_bytes_per_second if link == "h2d" else self.d2h_bytes_per_second
         return self.latency_seconds + nbytes / rate
 
     def to_dict(self) -> dict[str, str | float]:

@@ -1,6 +1,6 @@
-"""Names of modules and calls: what lies above them, and how people may read them on a page or in a picture.
+"""Names of modules and calls: the modules around them, and the form in which a page or a picture shows them.
 
-What has to tell names apart never asks for how they are read.
+The shown form is for people only: two names may have the same one.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-START = ":start"  # the call that runs before any block does, and what is copied for it
+START = ":start"  # the call that runs before the first block, and the bundle that is copied for it
 
 
 def above(name: str) -> Iterator[str]:
-    """The modules in which a weight or a module lies, the innermost first, without the model itself.
+    """Give the modules around a weight or a module, the innermost first, without the model itself.
 
     >>> list(above("blocks.3.up.weight"))
     ['blocks.3.up', 'blocks.3', 'blocks']
@@ -23,7 +23,7 @@ def above(name: str) -> Iterator[str]:
 
 
 def printable(text: str) -> str:
-    r"""A text with an escape for all that would not show: what terminals obey, what no file of text can hold.
+    r"""Replace by escapes what cannot be shown: orders to a terminal, characters that no text file can hold.
 
     >>> print(printable("blocks.3\x1b[31m \ud800"))
     blocks.3\x1b[31m \ud800
@@ -32,7 +32,7 @@ def printable(text: str) -> str:
 
 
 def spoken(text: str) -> str:
-    """A text in which the one call that no module gives its name says where it runs.
+    """Replace the name of the call that belongs to no module by words that say where it runs.
 
     >>> spoken("h2d blocks.3"), spoken(":start")
     ('h2d blocks.3', 'before the first block')

@@ -1,4 +1,4 @@
-"""What a comparison of strategies and a sweep over budgets found: rows of plain values, a table, a picture.
+"""The results of a comparison of strategies and of a sweep over budgets: rows of plain values, a table, a picture.
 
 Nouns only: `taskgraph_offload.planner.compare` fills them, `taskgraph_offload.viz` draws them.
 """
@@ -16,13 +16,13 @@ from .budget import readable
 Row = Mapping[str, Any]
 
 ABSENT = "-"
-OPTIONAL = ("measured step", "needs")  # columns that are left out when no row has anything to say in them
-NEARLY_BEST = 1.05  # times the fastest step: what the knee of a curve may cost
+OPTIONAL = ("measured step", "needs")  # columns that are left out when they are empty in all rows
+NEARLY_BEST = 1.05  # times the fastest step: the longest step that counts as nearly as fast
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Strategies side by side under one budget. A row that has an `error` has no times, but `smallest_bytes`.
+    """Strategies side by side under one budget. A row with an `error` has no times; it has `smallest_bytes`.
 
     >>> import taskgraph_offload as tgo
     >>> trace = tgo.Trace.from_units([{"name": n, "seconds": 1e-3, "tensors": [2**20]} for n in "abcd"])
@@ -107,7 +107,7 @@ class Sweep:
 
 
 def clock(values: Iterable[float | None]) -> Callable[[float | None], str]:
-    """Prints seconds in the unit that suits the largest value, so that a column can be read at a glance."""
+    """Give a function that prints seconds, in the one unit that suits the largest value of a column."""
     in_seconds = max((value for value in values if value is not None), default=0.0) >= 1
 
     def show(value: float | None) -> str:
@@ -132,7 +132,7 @@ def _needs(row: Row) -> str:
 
 
 def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell, the first one to the left, the others to the right.
+    """Align columns: the first one to the left, the others to the right.
 
     >>> print(_table(["name", "step"], [["a", "1 s"]]))
     | name | step |

@@ -1,4 +1,4 @@
-"""Spans per lane and a memory curve: what was predicted, or what was measured. One type for both."""
+"""Spans per lane and a memory curve, predicted or measured. Both are the same type."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from .graph import Lane
 
 Interval = tuple[float, float]  # seconds, half-open
 
+ROUNDING = 1e-6  # of a bound: a step that is shorter by less than this is not shorter
+
 
 @dataclass(frozen=True, slots=True)
 class Span:
     """One task as it ran, or will run: `[start, stop)` in seconds from the beginning of the first cycle.
 
-    `waited_for` is the node whose end let this task begin: the last one to end of those it had to wait for.
+    `waited_for` is a node: of all tasks that this one had to wait for, the one that ended last.
     """
 
     node: str
@@ -36,7 +38,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPoint:
-    """From this moment on, the device holds so many bytes: the arena and the activations."""
+    """The bytes that the device holds from this moment on: the arena and the activations."""
 
     seconds: float
     nbytes: int
@@ -44,7 +46,7 @@ class MemoryPoint:
 
 @dataclass(frozen=True, slots=True)
 class Stall:
-    """The compute lane idles before a call, because a copy was not there yet."""
+    """A time in which the compute lane waits before a call; `cause` is the node that it waits for."""
 
     call: str
     cycle: int
@@ -59,9 +61,10 @@ class Stall:
 
 @dataclass(frozen=True)
 class Timeline:
-    """Some cycles of a plan. The first is the cold one where `starts_cold`; the last one is the steady step.
+    """Some cycles of a plan. The first is the cold one if `starts_cold`; the last one is the steady step.
 
-    `title` and `budget_bytes` are for those who draw it.
+    Pictures use `title` and `budget_bytes`. `bound_seconds` is the plan's bound on the step, at the rates of the plan's
+    machine; 0 if nobody computed it.
     """
 
     source: Literal["predicted", "measured"]
@@ -75,23 +78,26 @@ class Timeline:
     @cached_property
     def cycles(self) -> int:
         """How many cycles the timeline covers."""
-        return 1 + max((span.cycle for span in self.spans), default=-1)
+        return 1 + max([span.cycle for span in self.spans], default=-1)
 
     def lane(self, lane: Lane, cycle: int | None = None) -> tuple[Span, ...]:
         """The spans of a lane, in order; of one cycle or of all."""
-        return tuple(span for span in self.spans if span.lane == lane and cycle in (None, span.cycle))
+        return tuple([span for span in self.spans if span.lane == lane and cycle in (None, span.cycle)])
 
     @cached_property
     def ends(self) -> tuple[float, ...]:
-        """When each cycle's last call ended; or, if it has none, its last copy."""
-        return tuple(
-            max(span.stop for span in self.lane("compute", cycle) or [s for s in self.spans if s.cycle == cycle])
-            for cycle in range(self.cycles)
-        )
+        """When each cycle ended: with its last call, or with its last copy if it has no call."""
+        calls: dict[int, float] = {}
+        copies: dict[int, float] = {}
+        for span in self.spans:
+            latest = calls if span.lane == "compute" else copies
+            latest[span.cycle] = max(span.stop, latest.get(span.cycle, span.stop))
+        ends = copies | calls
+        return tuple([ends[cycle] for cycle in range(self.cycles)])
 
     def window(self, cycle: int) -> Interval:
         """A cycle lasts from the end of the one before it to its own end."""
-        begin = self.ends[cycle - 1] if cycle else min(span.start for span in self.spans)
+        begin = self.ends[cycle - 1] if cycle else min([span.start for span in self.spans])
         return begin, self.ends[cycle]
 
     @property
@@ -113,8 +119,20 @@ class Timeline:
 
     @property
     def stall_seconds(self) -> float:
-        """How long the compute lane idled in the last cycle."""
+        """How long the compute lane waited in the last cycle."""
         return max(0.0, self.step_seconds - self.compute_seconds)
+
+    @property
+    def beats_its_bound(self) -> bool:
+        """Whether the step is shorter than the bound: then compute or links are faster than the plan assumed.
+
+        The bound holds for the plan's rates. `Planner.calibrate(timeline)` plans, and bounds, with measured ones.
+
+        >>> span = Span("0/compute a", "a", "compute", "a", 0, 0.0, 1.0)
+        >>> Timeline("measured", (span,), (), 0, bound_seconds=1.5).beats_its_bound
+        True
+        """
+        return self.step_seconds < self.bound_seconds * (1 - ROUNDING)
 
     @property
     def overlap(self) -> float:
@@ -130,12 +148,12 @@ class Timeline:
         return max((point.nbytes for point in self.memory), default=0)
 
     def figures(self) -> dict[str, float | int]:
-        """What is worth telling of it, by name: the last step, the first one, and the peak."""
+        """The figures that tables and documents show, by name."""
         names = ("step_seconds", "cold_seconds", "compute_seconds", "stall_seconds", "overlap", "peak_bytes")
         return {name: getattr(self, name) for name in names}
 
     def stalls(self, cycle: int | None = None) -> tuple[Stall, ...]:
-        """Where the compute lane idled in a cycle (by default the last one), longest first."""
+        """Where the compute lane waited in a cycle (by default the last one), longest first."""
         cycle = self.cycles - 1 if cycle is None else cycle
         last_end, found = self.window(cycle)[0], []
         for span in self.lane("compute", cycle):

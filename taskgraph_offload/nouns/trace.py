@@ -3,8 +3,8 @@
 Nouns only. `planner.capture` makes a trace from a model, `Trace.from_units` makes one from plain numbers.
 This module never looks at a model and never decides anything.
 
-A forward is a sequence of pieces. A piece is the run of operators between two module boundaries that matter; a call
-is a run of pieces, and everything from the first operator of the forward to the last one belongs to exactly one call:
+A forward is a sequence of pieces. A piece is the operators between two module boundaries. A call is one or more pieces
+in a row. Every operator of the forward belongs to exactly one call:
 
     boundary   |enter blocks.0     |enter blocks.0.ff   |exit blocks.0    |enter blocks.1
     pieces  ---|----- attention ---|------- ff ---------|--- glue --------|---------- ...
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from .machine import Machine
 
-INPUT = -1  # the "piece" that produced an activation which the caller handed in
+INPUT = -1  # the `producer` of an activation that the caller passed in
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +48,10 @@ class Boundary:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A run of operators that starts at a module boundary: the finest place to cut.
+    """Operators in a row that start at a module boundary. A forward is never cut inside a piece.
 
-    `flop_bytes` are moved by the operators that count FLOPs, `other_bytes` by those that do not (a norm, a copy).
-    `transient_bytes` is the peak of all activations, inputs included, while the piece runs. `seconds`, when known,
-    replaces the estimate.
+    Operators that count FLOPs move `flop_bytes`; the others (a norm, a copy) move `other_bytes`. `transient_bytes` is
+    the peak of all activations, inputs included, while the piece runs. `seconds`, if known, replaces the estimate.
     """
 
     boundary: Boundary
@@ -65,7 +64,7 @@ class Piece:
     seconds: float | None = None
 
     def cost(self, machine: Machine) -> float:
-        """Seconds on a machine: what was measured or given, else the roofline."""
+        """Seconds on a machine: measured or given; else estimated by the roofline."""
         if self.seconds is not None:
             return self.seconds
         arithmetic = max(self.flops / machine.compute_flops, self.flop_bytes / machine.memory_bytes_per_second)
@@ -74,9 +73,9 @@ class Piece:
 
 @dataclass(frozen=True)
 class Call:
-    """One execution of a block in the traced forward, or (`block` is None) what runs between two blocks.
+    """One execution of a block in the traced forward; or the code between two blocks, then `block` is None.
 
-    `name` is unique in the cycle: `blocks.3`, its second call `blocks.3#2`, the glue behind it `blocks.3:after`.
+    `name` is unique in the cycle: `blocks.3`, its second call `blocks.3#2`, the code behind it `blocks.3:after`.
     `component` is the part of a pipeline that the call belongs to.
     """
 
@@ -111,7 +110,7 @@ class Call:
 
     @cached_property
     def transient_bytes(self) -> int:
-        """The peak of all activations while the call runs, those that only wait included."""
+        """The peak of all activations that exist while the call runs, used by it or not."""
         return max(piece.transient_bytes for piece in self.pieces)
 
     def cost(self, machine: Machine) -> float:
@@ -123,7 +122,7 @@ class Call:
 class Activation:
     """A storage that lives across calls. `producer` and `uses` are indices of pieces, counted through all calls.
 
-    `until` is the first piece at which it is gone: the number of pieces, for what the forward returns.
+    `until` is the first piece at which it is gone; what the forward returns has the number of all pieces here.
     """
 
     name: str
@@ -137,9 +136,8 @@ class Activation:
 class Trace:
     """What a forward needs: weights, calls in order, activations that live across calls.
 
-    `source` says how it was made: "fake" (traced on fake tensors), "real" (one real run), "symbolic" (order only: the
-    costs are guesses) or "units" (plain numbers). `fixed` maps each weight that must always stay on the device to the
-    reason why.
+    `source` says how it was made: "fake" (traced on fake tensors), "real" (one real run), "symbolic" (order only, costs
+    are guesses) or "units" (plain numbers). `fixed` maps each weight that must stay on the device to the reason.
 
     >>> trace = Trace.from_units([{"name": "a", "seconds": 1.0, "tensors": [100, 200]}])
     >>> trace.weight_bytes, trace.calls[0].reads
@@ -156,7 +154,7 @@ class Trace:
 
     @cached_property
     def weight_bytes(self) -> int:
-        """Bytes of all weights, those that the forward never reads included."""
+        """Bytes of all weights, also of those that the forward never reads."""
         return sum(weight.nbytes for weight in self.weights.values())
 
     @cached_property
@@ -233,7 +231,7 @@ class Coverage:
 
     @property
     def share(self) -> float:
-        """The part of the bytes that are ever read which can stream: none where there are weights and none is read."""
+        """Of the bytes that are ever read, the share that can stream; 0 if there are weights but none is read."""
         read = self.total_bytes - self.unread_bytes
         return self.block_bytes / read if read else float(not self.total_bytes)
 
@@ -246,7 +244,7 @@ class Coverage:
 
 
 def call_name(block: str, occurrence: int, taken: Container[str] = ()) -> str:
-    """The name of a block's call: `blocks.3`, then `blocks.3#2`, `blocks.3#3`; the next number if one is taken.
+    """Name a block's call: `blocks.3`, then `blocks.3#2`, `blocks.3#3`; the next number if a name is taken.
 
     >>> call_name("a", 0), call_name("a", 1), call_name("a", 1, {"a#2"})
     ('a', 'a#2', 'a#3')

@@ -1,4 +1,4 @@
-"""Traces made by hand, from plain numbers: reads units as people give them, and refuses what makes no sense."""
+"""Makes a trace from plain numbers: reads units as people write them, and refuses what makes no sense."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _count(value: Any, name: str, what: str) -> int:
 
 
 def _pieces(unit: Unit, occurrence: int) -> tuple[Piece, ...]:
-    """One piece; or, where the seconds of each tensor are known, one for each, so that the unit can be cut finer."""
+    """Make one piece; or one for each tensor if the seconds of each are known, so that the unit can be cut finer."""
     start, tensors = Boundary(unit.name, "enter", occurrence), tuple(unit.tensors)
     whole = sum(unit.tensor_seconds)
     if not tensors or not whole:

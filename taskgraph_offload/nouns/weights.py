@@ -1,21 +1,24 @@
-"""The weights of a model by the bytes they occupy: names whose bytes overlap are one weight.
+"""Which tensors of a model are one weight (their bytes overlap), and whether a trace was made from this model.
 
 Reads shapes, strides and addresses. Never reads the data of a weight.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from .trace import Weight
+from ..errors import PlanError
+from .trace import Trace, Weight
+
+ADVICE = "make a plan for this model: Planner(model, ...).plan()"
 
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """The bytes that a tensor spans: half-open, in a space where equal numbers mean equal bytes."""
+    """The bytes `[start, stop)` that a tensor spans. In one space, equal numbers are equal bytes."""
 
     space: Hashable
     start: int
@@ -34,14 +37,14 @@ class Group:
 
 
 def group_by_bytes(named: list[tuple[str, Tensor]]) -> list[Group]:
-    """Sweep over the bytes from low to high; what begins before the group so far has ended belongs to it."""
+    """Sweep over the bytes from low to high; a tensor that begins inside the group so far belongs to it."""
     place = {name: index for index, (name, _) in enumerate(named)}
     found: list[Group] = []
     open_groups: dict[Hashable, Group] = {}
     for name, tensor in sorted(named, key=lambda pair: extent_of(pair[1]).start):
         extent = extent_of(tensor)
         is_empty = extent.start == extent.stop
-        sweep = id(tensor) if is_empty else extent.space  # a tensor without bytes shares them with itself alone
+        sweep = id(tensor) if is_empty else extent.space  # a tensor without bytes is a group of its own
         group = open_groups.get(sweep)
         if group is None or not (is_empty or extent.start < group.stop):
             group = open_groups[sweep] = Group(extent.space, extent.start, extent.stop, [])
@@ -61,7 +64,7 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def extent_of(tensor: Tensor) -> Extent:
-    """Where a tensor's bytes are: by address, or on the meta device, which has none, by storage and offset."""
+    """Where a tensor's bytes are: by address; on the meta device, which has no addresses, by storage and offset."""
     storage, size = tensor.untyped_storage(), tensor.element_size()
     placeless = tensor.device.type == "meta"
     start = (0 if placeless else storage.data_ptr()) + int(tensor.storage_offset()) * size
@@ -70,7 +73,36 @@ def extent_of(tensor: Tensor) -> Extent:
     return Extent(space, start, start + (elements * size if tensor.numel() else 0))
 
 
+def check_model(trace: Trace, model: nn.Module) -> None:
+    """Raise `PlanError` naming the first weight in which the model differs from the trace.
+
+    It compares weights, not the forward's code. The runtime serves calls that the plan did not expect.
+    """
+    given = {group.weight.name: group.weight for group in group_by_bytes(list(named_tensors(model)))}
+    for name, expected in trace.weights.items():
+        if name not in given:
+            raise PlanError(f"the plan's weight {name!r} is {_where(name, given, type(model).__name__)}; {ADVICE}")
+        if given[name] != expected:
+            raise PlanError(
+                f"weight {name!r} is {_said(given[name])} in the model, {_said(expected)} in the plan; {ADVICE}"
+            )
+    for name in given:
+        if name not in trace.weights:
+            raise PlanError(f"the model's weight {name!r} is {_where(name, trace.weights, 'the plan')}; {ADVICE}")
+
+
 def _weight(group: Group) -> Weight:
     (name, first), *others = group.members
     dtype = str(first.dtype).removeprefix("torch.")
     return Weight(name, group.stop - group.start, dtype, tuple(first.shape), tuple(other for other, _ in others))
+
+
+def _where(name: str, weights: Mapping[str, Weight], place: str) -> str:
+    """Say how a weight of that name is missing: tied to another one, or not there at all."""
+    tied = next((weight.name for weight in weights.values() if name in weight.aliases), None)
+    return f"not in {place}" if tied is None else f"tied to {tied!r} in {place}"
+
+
+def _said(weight: Weight) -> str:
+    tied = f", tied to {', '.join(weight.aliases)}" if weight.aliases else ""
+    return f"{weight.dtype} {weight.shape} of {weight.nbytes} bytes{tied}"

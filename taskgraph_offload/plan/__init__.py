@@ -1,1 +1,1 @@
-"""The plan and its passes: edges, seats' arithmetic, prediction, proof, explanation, text and file form."""
+"""A plan holds what was decided; this room derives its edges, predicts, proves, explains, prints and saves it."""

@@ -1,30 +1,30 @@
 """Draws every edge of a plan, from the byte ranges that its tasks read and write. Nobody else writes an edge.
 
-A plan is a serial program: right when its tasks run one after another. This module keeps only the orders that the
-bytes demand, so that the lanes overlap wherever they may:
+A plan is a serial program: it is right if its tasks run one after another. This module keeps only the order that the
+bytes need, so that the lanes overlap as much as they can:
 
     arena bytes   [------ seat of a ------)[------ seat of b ------)
                                   [------ seat of c ------)
     program       h2d a, h2d b, compute a, h2d c, compute b, ...
     edges         h2d a     -> compute a    data    it reads what the copy brought
                   compute a -> h2d c        reuse   the copy overwrites bytes that the call read
-                  compute a -> h2d c        issue   the strategy asked for it (`after`, `before`)
+                  compute a -> h2d c        issue   the strategy asked for this order (`after`, `before`)
                   compute a -> compute b    order   a lane is a FIFO
 
-Three kinds of bytes are tracked: the arena, each activation that crosses calls, the home of what is written back.
+Three kinds of bytes are followed: the arena, activations that live across calls, and homes that are written.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 import networkx as nx
 
 from ..errors import SettingsError
-from ..nouns.graph import Reason, Task, TaskGraph
+from ..nouns.graph import Lane, Reason, Task, TaskGraph
+from ..nouns.ranges import ByteMap
 
 if TYPE_CHECKING:
     from ..nouns.trace import Call
@@ -37,11 +37,12 @@ Edge: TypeAlias = tuple[str, str, Reason]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A task of the unrolled plan: its node's name, its cycle, and the call that it is or copies for."""
+    """A task of the unrolled plan: its node's name, its cycle and lane, and the call that it is or copies for."""
 
     node: str
     cycle: int
     task: Task
+    lane: Lane
     call: str
 
 
@@ -63,81 +64,88 @@ def connect(plan: Plan, cycles: int = 3) -> TaskGraph:
     steps = unroll(plan, cycles)
     seconds = {call.name: call.cost(plan.machine) for call in plan.trace.calls}
     for step in steps:
-        nbytes = plan.task_bytes(step.task)
-        task_seconds = (
-            seconds[step.call] if step.task.kind == "compute" else plan.machine.copy_seconds(step.task.kind, nbytes)
-        )
+        task, nbytes = step.task, plan.task_bytes(step.task)
         dag.add_node(
             step.node,
-            kind=step.task.kind,
-            lane=step.task.lane,
+            kind=task.kind,
+            lane=step.lane,
             call=step.call,
             cycle=step.cycle,
-            task=step.task,
-            seconds=task_seconds,
+            task=task,
+            seconds=seconds[step.call] if step.lane == "compute" else plan.machine.copy_seconds(step.lane, nbytes),
             nbytes=nbytes,
         )
-    for edges in (edges_by_bytes(plan, steps), edges_by_gates(steps), edges_by_lane(steps)):
-        for before, after, reason in edges:
-            if not dag.has_edge(before, after):  # the stronger reasons come first
-                dag.add_edge(before, after, reason=reason)
-    return TaskGraph(dag, cycles)
+    for before, after, reason in (*edges_by_bytes(plan, steps), *edges_by_gates(steps), *edges_by_lane(steps)):
+        if not dag.has_edge(before, after):  # the stronger reasons come first
+            dag.add_edge(before, after, reason=reason)
+    return TaskGraph(dag)
 
 
 def unroll(plan: Plan, cycles: int) -> list[Step]:
     """The serial program over some cycles, each task with a name of its own and the call that it serves."""
-    tasks = [(cycle, task) for cycle in range(cycles) for task in (plan.steady if cycle else plan.cold)]
-    served, seen, steps = _served_calls(plan, [task for _, task in tasks]), dict[str, int](), list[Step]()
-    for (cycle, task), call in zip(tasks, served, strict=True):
+    tasks = [*plan.cold, *plan.steady * (cycles - 1)]
+    cycle_of = [0] * len(plan.cold) + [cycle for cycle in range(1, cycles) for _ in plan.steady]
+    seen: dict[str, int] = {}
+    steps: list[Step] = []
+    for cycle, task, call in zip(cycle_of, tasks, _served_calls(plan, tasks), strict=True):
         name = f"{cycle}/{task.kind} {task.name}" + ("" if task.stop is None else f" [{task.start}:{task.stop}]")
         seen[name] = seen.get(name, 0) + 1
-        steps.append(Step(name if seen[name] == 1 else f"{name} #{seen[name]}", cycle, task, call))
+        steps.append(Step(name if seen[name] == 1 else f"{name} #{seen[name]}", cycle, task, task.lane, call))
     return steps
 
 
-def edges_by_bytes(plan: Plan, steps: list[Step]) -> Iterator[Edge]:
-    """Read after write is `data`, write after read or write is `reuse` (between lanes: within one it is the order)."""
-    spaces: dict[str, _Space] = {}
+def edges_by_bytes(plan: Plan, steps: list[Step]) -> list[Edge]:
+    """Read after write is `data`; write after read or write is `reuse`, but only between lanes: a lane is a FIFO."""
+    edges: list[Edge] = []
+    spaces: dict[str, ByteMap[_History]] = {}
     touched: dict[Task, list[Access]] = {}
-    lanes = {step.node: step.task.lane for step in steps}
+    lanes = {step.node: step.lane for step in steps}
     for step in steps:
         if step.task not in touched:
             touched[step.task] = accesses(plan, step.task)
         for access in touched[step.task]:
-            for segment in spaces.setdefault(access.space, _Space()).between(access.start, access.stop):
-                if access.writes:
-                    for before in (segment.writer, *segment.readers.values()):
-                        if before is not None and lanes[before] != step.task.lane:
-                            yield before, step.node, "reuse"
-                    segment.writer, segment.readers = step.node, {}
-                else:
-                    if segment.writer is not None and segment.writer != step.node:
-                        yield segment.writer, step.node, "data"
-                    segment.readers[step.task.lane] = step.node
+            if access.space not in spaces:
+                spaces[access.space] = ByteMap(_History(), _History.copy)
+            space = spaces[access.space]
+            if access.writes:
+                for _, _, past in space.replace(access.start, access.stop, _History(step.node)):
+                    for before in (past.writer, *past.readers.values()):
+                        if before is not None and lanes[before] != step.lane:
+                            edges.append((before, step.node, "reuse"))
+            else:
+                for past in space.fit(access.start, access.stop):
+                    if past.writer is not None and past.writer != step.node:
+                        edges.append((past.writer, step.node, "data"))
+                    past.readers[step.lane] = step.node
+    return edges
 
 
-def edges_by_gates(steps: list[Step]) -> Iterator[Edge]:
+def edges_by_gates(steps: list[Step]) -> list[Edge]:
     """What strategies ask for: `after` the nearest earlier call of a name, `before` the nearest later one."""
+    edges: list[Edge] = []
     latest: dict[str, str] = {}
     waiting: dict[str, list[str]] = {}
     for step in steps:
         if step.task.after is not None and step.task.after in latest:
-            yield latest[step.task.after], step.node, "issue"
+            edges.append((latest[step.task.after], step.node, "issue"))
         if step.task.before is not None:
             waiting.setdefault(step.task.before, []).append(step.node)
         if step.task.kind == "compute":
             latest[step.task.name] = step.node
             for copy in waiting.pop(step.task.name, ()):
-                yield copy, step.node, "issue"
+                edges.append((copy, step.node, "issue"))
+    return edges
 
 
-def edges_by_lane(steps: list[Step]) -> Iterator[Edge]:
-    """A lane is a FIFO."""
-    latest: dict[str, str] = {}
+def edges_by_lane(steps: list[Step]) -> list[Edge]:
+    """A lane is a FIFO: each task waits for the one before it."""
+    edges: list[Edge] = []
+    latest: dict[Lane, str] = {}
     for step in steps:
-        if step.task.lane in latest:
-            yield latest[step.task.lane], step.node, "order"
-        latest[step.task.lane] = step.node
+        if step.lane in latest:
+            edges.append((latest[step.lane], step.node, "order"))
+        latest[step.lane] = step.node
+    return edges
 
 
 def accesses(plan: Plan, task: Task) -> list[Access]:
@@ -155,7 +163,7 @@ def accesses(plan: Plan, task: Task) -> list[Access]:
 
 
 def activation_bytes(plan: Plan) -> tuple[int, ...]:
-    """For each call: its peak of activations, in either cycle, without those that are away for certain.
+    """For each call: its peak of activations, the higher of both cycles, without those that are surely away.
 
     An activation is away from the call `before` which it leaves, to the call `after` which it is brought back.
     """
@@ -165,10 +173,12 @@ def activation_bytes(plan: Plan) -> tuple[int, ...]:
         lives = [[plan.activations[name] for name in cycle.get(call.name, ())] for cycle in away]
         peaks.append(
             max(
-                piece.transient_bytes - sum(life.nbytes for life in gone if life.producer < index < life.until)
+                piece.transient_bytes - sum([life.nbytes for life in gone if life.producer < index < life.until])
                 for index, piece in enumerate(call.pieces, first_piece)
                 for gone in lives
             )
+            if all(lives)
+            else call.transient_bytes  # in one of the cycles everything is there
         )
         first_piece += len(call.pieces)
     return tuple(peaks)
@@ -176,13 +186,15 @@ def activation_bytes(plan: Plan) -> tuple[int, ...]:
 
 def _absences(plan: Plan, tasks: tuple[Task, ...]) -> dict[str, list[str]]:
     """For each call of one cycle: the activations that are away all through it."""
-    names = [call.name for call in plan.trace.calls]
+    names = list(plan.calls)
     since: dict[str, int] = {}
     found: dict[str, list[str]] = {}
     for task in tasks:
-        if task.is_activation and task.kind == "d2h" and task.before is not None:
+        if task.kind == "compute" or not task.is_activation:
+            continue
+        if task.kind == "d2h" and task.before is not None:
             since[task.name] = names.index(task.before)
-        elif task.is_activation and task.kind == "h2d" and task.name in since:
+        elif task.kind == "h2d" and task.name in since:
             start = since.pop(task.name)
             for name in names[start : names.index(task.after) + 1 if task.after is not None else start]:
                 found.setdefault(name, []).append(task.name)
@@ -196,7 +208,7 @@ def _accesses_of_call(plan: Plan, call: Call) -> list[Access]:
     """Seats of what a call reads, neighbours in one bundle joined; then the activations it uses and makes."""
     found: list[Access] = []
     bundle = ""
-    for name in sorted((name for name in call.reads if name in plan.seats), key=plan.seats.__getitem__):
+    for name in sorted([name for name in call.reads if name in plan.seats], key=plan.seats.__getitem__):
         start, writes = plan.seats[name], name in call.writes
         stop = start + plan.trace.weights[name].nbytes
         if found and bundle == plan.bundle_of[name] and not writes and not found[-1].writes:
@@ -204,17 +216,19 @@ def _accesses_of_call(plan: Plan, call: Call) -> list[Access]:
         else:
             found.append(Access(ARENA, start, stop, writes))
         bundle = plan.bundle_of[name]
-    used, made = plan.activations_of[call.name]
-    found += [Access(name, 0, plan.activations[name].nbytes, writes=False) for name in used]
-    found += [Access(name, 0, plan.activations[name].nbytes, writes=True) for name in made]
+    for writes, names in zip((False, True), plan.activations_of[call.name], strict=True):
+        for name in names:
+            found.append(Access(name, 0, plan.activations[name].nbytes, writes))
     return found
 
 
 def _served_calls(plan: Plan, tasks: list[Task]) -> list[str]:
     """The call that each task is or copies for: the next that reads what comes, the last that used what goes."""
-    passed = [task.name for task in tasks if task.kind == "compute"]
-    calls = passed + [task.name for task in plan.steady if task.kind == "compute"]
-    readers = _places_of_readers(plan, calls)
+    calls = [task.name for task in (*tasks, *plan.steady) if task.kind == "compute"]
+    readers: dict[str, list[int]] = {name: [] for name in (*plan.bundles, *plan.activations)}
+    for place, call in enumerate(calls):
+        for name in plan.reads_of[call]:
+            readers[name].append(place)
     served, place = list[str](), 0  # so many calls are behind
     for task in tasks:
         if task.kind == "compute":
@@ -228,42 +242,12 @@ def _served_calls(plan: Plan, tasks: list[Task]) -> list[str]:
     return served
 
 
-def _places_of_readers(plan: Plan, calls: list[str]) -> dict[str, list[int]]:
-    """For each bundle and each activation: the places in a list of calls of those that read it."""
-    readers: dict[str, list[int]] = {name: [] for name in (*plan.bundles, *plan.activations)}
-    for place, name in enumerate(calls):
-        bundles = (plan.bundle_of[weight] for weight in plan.calls[name].reads if weight in plan.bundle_of)
-        for read in dict.fromkeys((*bundles, *plan.activations_of[name][0])):
-            readers[read].append(place)
-    return readers
-
-
 @dataclass(slots=True)
-class _Segment:
-    """Bytes with one history: who wrote them last, and who has read them since, the latest of each lane."""
+class _History:
+    """What happened to some bytes: who wrote them last, and who has read them since, the latest of each lane."""
 
     writer: str | None = None
-    readers: dict[str, str] = field(default_factory=dict)
+    readers: dict[Lane, str] = field(default_factory=dict)
 
-
-class _Space:
-    """A line of bytes cut into segments: segment i is [cuts[i], cuts[i + 1])."""
-
-    def __init__(self) -> None:
-        self._cuts = [0]
-        self._segments = [_Segment()]
-
-    def between(self, start: int, stop: int) -> list[_Segment]:
-        """The segments that make up [start, stop), cut so that they fit exactly."""
-        if start >= stop:
-            return []
-        self._cut(start)
-        self._cut(stop)
-        return self._segments[bisect_left(self._cuts, start) : bisect_left(self._cuts, stop)]
-
-    def _cut(self, place: int) -> None:
-        index = bisect_right(self._cuts, place)
-        if self._cuts[index - 1] != place:
-            whole = self._segments[index - 1]
-            self._cuts.insert(index, place)
-            self._segments.insert(index, _Segment(whole.writer, dict(whole.readers)))
+    def copy(self) -> _History:
+        return _History(self.writer, dict(self.readers))

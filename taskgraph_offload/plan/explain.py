@@ -1,17 +1,29 @@
-"""Says in words what a plan does: who stays, what streams, what bounds the step, what another budget would do."""
+"""Says in words what a plan does: what stays, what streams, why a step is not shorter, what other budgets would do.
+
+    compute  --[- x -]                          [- y -]--      y waits, though x has ended long ago:
+    h2d               [--- a ---][----- y -----]               a window in which the link cannot keep up
+
+Reads a plan and its predicted timeline; decides nothing.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..nouns.budget import readable, readable_seconds
-from ..nouns.names import printable, spoken
-from ..nouns.timeline import Timeline
-from .binding import gap, what_binds
+from ..nouns.names import START, printable, spoken
+from ..nouns.timeline import Span, Stall, Timeline, clip, length
 from .simulate import SETTLED
 
 if TYPE_CHECKING:
     from .plan import Plan
+
+BUSY = 0.98  # a lane that works for this share of the step bounds it
+CLOSE = 0.002  # of the step: a gap to the bound that is not worth closing
+NAMED = 0.1  # of the gap: a smaller part of it is not named
+PROMISED = 0.05  # of the bound: the gap within which a good plan stays
 
 
 def explain(plan: Plan) -> str:
@@ -20,7 +32,7 @@ def explain(plan: Plan) -> str:
 
 
 def facts(plan: Plan) -> list[tuple[str, str]]:
-    """The same as pairs of a label and what there is to say."""
+    """The lines of the page, as pairs of a label and a text."""
     timeline = plan.predict(SETTLED)
     found = [
         ("plan", f"{plan.trace.model}, {plan.title}, on {plan.machine.name}"),
@@ -51,7 +63,7 @@ def _residents(plan: Plan) -> str:
     always = f", {readable(fixed)} of it always (read between blocks, or changed)" if fixed else ""
     share = nbytes / plan.trace.weight_bytes if plan.trace.weight_bytes else 1.0
     stays = [bundle.name for bundle in plan.bundles.values() if bundle.resident]
-    return f"{readable(nbytes)} ({share:.0%} of the weights){always}: {_some(stays)}"
+    return f"{readable(nbytes)} ({share:.0%} of the weights){always}: {_readers(plan, stays)}"
 
 
 def _streamed(plan: Plan) -> str:
@@ -60,9 +72,7 @@ def _streamed(plan: Plan) -> str:
         return "nothing"
     back = sum(plan.task_bytes(task) for task in plan.steady if task.kind == "d2h")
     text = f"{readable(plan.streamed_bytes)} per step in {len(copies)} copies: "
-    return (
-        text + _some(list(dict.fromkeys(task.name for task in copies))) + (f"; {readable(back)} back" if back else "")
-    )
+    return text + _readers(plan, [task.name for task in copies]) + (f"; {readable(back)} back" if back else "")
 
 
 def _step(plan: Plan, timeline: Timeline) -> str:
@@ -71,6 +81,75 @@ def _step(plan: Plan, timeline: Timeline) -> str:
     overlap = f", {timeline.overlap:.0%} of the copying hidden" if plan.streamed_bytes else ""
     first = f"; the first {readable_seconds(timeline.cold_seconds)}"
     return f"{readable_seconds(timeline.step_seconds)} predicted{ratio}{overlap}{first}"
+
+
+def what_binds(timeline: Timeline) -> str:
+    """What keeps the last step of a timeline from being shorter: compute, the link, or a window by its calls."""
+    step, last = timeline.step_seconds, timeline.cycles - 1
+    if step <= 0 or timeline.compute_seconds >= BUSY * step:
+        return f"compute: it works {timeline.compute_seconds / step if step > 0 else 1:.1%} of the step"
+    copying = sum(span.seconds for span in timeline.lane("h2d", last))
+    if copying >= BUSY * step:
+        return f"the link: it copies {min(1.0, copying / step):.1%} of the step"
+    stalls = timeline.stalls()
+    worst = stalls[0]
+    return (
+        f"stalls: compute waits {readable_seconds(timeline.stall_seconds)} in {len(stalls)} places, "
+        f"longest before {worst.call}: {readable_seconds(worst.seconds)}{_window(timeline, worst)}"
+    )
+
+
+def gap(plan: Plan, timeline: Timeline) -> str:
+    """How far a plan's step is from the bound, and why."""
+    step, bound = timeline.step_seconds, plan.bound.step_seconds
+    if step - bound <= CLOSE * step:
+        computes = timeline.compute_seconds >= BUSY * step
+        return f"none: only {'faster compute' if computes else 'more memory or a faster link'} makes a step shorter"
+    parts = []
+    latencies = step - plan.predict(SETTLED, replace(plan.machine, latency_seconds=0.0)).step_seconds
+    if latencies >= NAMED * (step - bound):
+        parts.append(f"{readable_seconds(latencies)} of it the latency of copies")
+    parts += _unknown_to_the_bound(plan, step - bound)
+    if step > bound * (1 + PROMISED):
+        parts.append("Planner.compare() shows whether another strategy comes closer")
+    return f"{step / bound - 1:.1%} over the bound, {readable_seconds(step - bound)}: {'; '.join(parts)}"
+
+
+def _unknown_to_the_bound(plan: Plan, seconds: float) -> list[str]:
+    """What the bound leaves out: weights are whole, each has one seat, and the arena has one size all the time."""
+    weights, lows = plan.trace.weights, min(plan.activation_bytes)
+    room = plan.arena_bytes - sum(weights[name].nbytes for name in plan.residents)
+    more = plan.machine.copy_seconds("h2d", room)
+    parts = []
+    if plan.streamed_bytes and more >= NAMED * seconds:
+        parts.append(f"weights stream through {readable(room)}, so each step copies as much more than what cannot stay")
+    if max(plan.activation_bytes) - lows >= NAMED * plan.arena_bytes:
+        parts.append(f"the arena is beside the highest activations all the time, though they fall to {readable(lows)}")
+    return parts or ["computing and copying whole tensors do not fit together better"]
+
+
+def _window(timeline: Timeline, stall: Stall) -> str:
+    """Name the copies that a stalled call waits for, back to the call whose end let the first of them start."""
+    *copies, first = _chain(timeline, stall)
+    if not copies or first.lane != "compute":
+        return ""
+    window = first.stop, stall.stop
+    worked = length(clip(((span.start, span.stop) for span in timeline.lane("compute")), window))
+    nbytes = readable(sum(span.nbytes for span in copies))
+    since = "the first block" if first.call == START else f"the end of {first.call}"
+    return (
+        f"; from {since} on, the link brings {nbytes} in {readable_seconds(window[1] - window[0])}, "
+        f"and compute has work for {readable_seconds(worked)}"
+    )
+
+
+def _chain(timeline: Timeline, stall: Stall) -> Iterator[Span]:
+    """Give what a stall waits for, then what that waits for, and so on; the last one is no copy to the device."""
+    spans = {span.node: span for span in timeline.spans}
+    node = stall.cause
+    while node is not None:
+        yield spans[node]
+        node = spans[node].waited_for if spans[node].lane == "h2d" else None
 
 
 def _outlook(plan: Plan, timeline: Timeline) -> list[tuple[str, str]]:
@@ -94,7 +173,11 @@ def _warnings(plan: Plan) -> list[tuple[str, str]]:
     return [("careful", warning) for warning in warnings]
 
 
-def _some(names: list[str], most: int = 4) -> str:
-    if not names:
+def _readers(plan: Plan, copied: Iterable[str], most: int = 4) -> str:
+    """Name the first blocks that read any of these bundles or activations, and count the others."""
+    wanted = set(copied)
+    calls = [plan.calls[call] for call, reads in plan.reads_of.items() if not wanted.isdisjoint(reads)]
+    blocks = list(dict.fromkeys([call.block or call.name for call in calls]))
+    if not blocks:
         return "none"
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return "for " + ", ".join(blocks[:most]) + (f" and {len(blocks) - most} more" if len(blocks) > most else "")

@@ -1,7 +1,7 @@
-"""The plan: what a trace, a budget and a strategy were decided into. Decided once, then printed, saved, proved, run.
+"""The plan: what a strategy decided for a trace and a budget. It is decided once, then printed, saved, proved and run.
 
-A plan holds facts only: which weights travel together, the seat of each, and the order of tasks of the cold cycle and
-of a steady one. Every edge follows from these (`connect`), every prediction from the edges (`simulate`).
+A plan holds facts only: which weights travel together, the seat of each, and the order of tasks in the cold cycle and
+in a steady one. `connect` derives every edge from these facts, `simulate` every prediction from the edges.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from ..nouns.trace import INPUT, Activation, Call, Trace
 if TYPE_CHECKING:
     import torch
 
-ALIGNMENT = 512  # bytes: what a GPU's allocator gives, and what its kernels like to read
+ALIGNMENT = 512  # bytes: seats begin at multiples of it, as in a GPU's own allocator
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """Weights that travel together: next to each other at home and on the device, so that one copy moves them all."""
+    """Weights that travel together. They are neighbours at home and on the device, so one copy moves them all."""
 
     name: str
     weights: tuple[str, ...]
@@ -35,7 +35,10 @@ class Bundle:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """Seconds that no schedule beats on this trace, budget and machine: at the finest cut, and with whole blocks."""
+    """Seconds that no schedule beats on this trace, budget and machine: at the finest cut, and with whole blocks.
+
+    All zeros where nobody computed it.
+    """
 
     step_seconds: float
     cold_seconds: float
@@ -45,7 +48,7 @@ class Bound:
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """What other budgets would do: below which one every schedule stalls, and the step with one GiB more."""
+    """What other budgets would do: every schedule stalls below `no_stall_bytes`; the step with one GiB more."""
 
     no_stall_bytes: int
     one_more_gib_step_seconds: float
@@ -53,7 +56,7 @@ class Outlook:
 
 @dataclass(frozen=True)
 class Plan:
-    """A decided schedule. `cold` and `steady` are serial programs: run one task after another, they are right.
+    """A decided schedule. `cold` and `steady` are serial programs: they are right if tasks run one after another.
 
     >>> import taskgraph_offload as tgo
     >>> trace = tgo.Trace.from_units([{"name": n, "seconds": 1e-3, "tensors": [2**20]} for n in "abcd"])
@@ -83,7 +86,7 @@ class Plan:
     @cached_property
     def residents(self) -> tuple[str, ...]:
         """The weights that come once and stay."""
-        return tuple(name for bundle in self.bundles.values() if bundle.resident for name in bundle.weights)
+        return tuple([name for bundle in self.bundles.values() if bundle.resident for name in bundle.weights])
 
     @cached_property
     def seats(self) -> Mapping[str, int]:
@@ -102,16 +105,15 @@ class Plan:
     @property
     def streamed_bytes(self) -> int:
         """Bytes copied to the device in a steady cycle."""
-        return sum(self.task_bytes(task) for task in self.steady if task.kind == "h2d")
+        return sum([self.task_bytes(task) for task in self.steady if task.kind == "h2d"])
 
     def task_bytes(self, task: Task) -> int:
         """The bytes that a copy moves; 0 for a call."""
         if task.kind == "compute":
             return 0
-        if task.is_activation:
-            return self.activations[task.name].nbytes
-        stop = self.sizes[task.name] if task.stop is None else task.stop
-        return stop - task.start
+        if task.stop is not None:
+            return task.stop - task.start
+        return self.sizes[task.name] if task.name in self.sizes else self.activations[task.name].nbytes
 
     @cached_property
     def calls(self) -> Mapping[str, Call]:
@@ -125,8 +127,8 @@ class Plan:
 
     @cached_property
     def written_back(self) -> frozenset[str]:
-        """The bundles that are ever copied home."""
-        return frozenset(task.name for task in (*self.cold, *self.steady) if task.kind == "d2h")
+        """The bundles and activations that are ever copied home."""
+        return frozenset([task.name for task in (*self.cold, *self.steady) if task.kind == "d2h"])
 
     @cached_property
     def activations(self) -> Mapping[str, Activation]:
@@ -136,7 +138,10 @@ class Plan:
     @cached_property
     def activations_of(self) -> Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]:
         """For each call: the activations that it uses, and those that it makes."""
-        where, calls = self.trace.call_of_piece, self.trace.calls
+        calls = self.trace.calls
+        if not self.activations:
+            return {call.name: ((), ()) for call in calls}
+        where = self.trace.call_of_piece
         used: dict[str, dict[str, None]] = {call.name: {} for call in calls}
         made: dict[str, list[str]] = {call.name: [] for call in calls}
         for name, activation in self.activations.items():
@@ -146,6 +151,15 @@ class Plan:
                 if activation.producer == INPUT or where[piece] != where[activation.producer]:
                     used[calls[where[piece]].name][name] = None
         return {call.name: (tuple(used[call.name]), tuple(made[call.name])) for call in calls}
+
+    @cached_property
+    def reads_of(self) -> Mapping[str, tuple[str, ...]]:
+        """For each call: the bundles and the activations that it reads."""
+        found, bundle_of = {}, self.bundle_of
+        for name, call in self.calls.items():
+            bundles = dict.fromkeys([bundle_of[weight] for weight in call.reads if weight in bundle_of])
+            found[name] = (*bundles, *self.activations_of[name][0])
+        return found
 
     @cached_property
     def activation_bytes(self) -> tuple[int, ...]:
@@ -172,7 +186,7 @@ class Plan:
 
     @cached_property
     def settled_seconds(self) -> float:
-        """The predicted step, when it has found its pace."""
+        """The predicted step, after enough cycles that it no longer changes."""
         from .simulate import SETTLED
 
         return self.predict(SETTLED).step_seconds
@@ -191,7 +205,7 @@ class Plan:
         verify(self)
 
     def explain(self) -> str:
-        """What is resident, what streams, what bounds the step, what another budget would do."""
+        """Say what is resident, what streams, what bounds the step, what another budget would do."""
         from .explain import explain
 
         return explain(self)
@@ -203,20 +217,20 @@ class Plan:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan to a file that people can read."""
-        from .planfile import save
+        from .file import save
 
         save(self, path)
 
     @staticmethod
     def load(path: str | os.PathLike[str], model: torch.nn.Module | None = None) -> Plan:
-        """Read a plan and prove it again; with a model: also that it is the one the plan was made for."""
-        from .planfile import load
+        """Read a plan and prove it again; with a model, also check that the plan was made for it."""
+        from .file import load
 
         return load(path, model)
 
 
 def title_of(strategy: str, options: Mapping[str, Any]) -> str:
-    """A strategy with its options, in one line.
+    """Give a strategy with its options in one line.
 
     >>> title_of("layerwise", {"prefetch": 1})
     'layerwise prefetch=1'
@@ -226,21 +240,23 @@ def title_of(strategy: str, options: Mapping[str, Any]) -> str:
 
 def inner_offsets(weights: tuple[str, ...], trace: Trace) -> dict[str, int]:
     """Where each weight of a bundle begins, from the bundle's first byte."""
-    offsets, cursor = {}, 0
+    offsets, stop = {}, 0
     for name in weights:
-        offsets[name] = cursor
-        cursor = aligned(cursor + trace.weights[name].nbytes)
+        offsets[name] = start = stop + -stop % ALIGNMENT
+        stop = start + trace.weights[name].nbytes
     return offsets
 
 
 def span_bytes(weights: tuple[str, ...], trace: Trace) -> int:
-    """From the first byte of a bundle to the last one."""
-    offsets = inner_offsets(weights, trace)
-    return max((offsets[name] + trace.weights[name].nbytes for name in weights), default=0)
+    """The bytes from the first byte of a bundle to its last one."""
+    stop = 0
+    for name in weights:
+        stop += -stop % ALIGNMENT + trace.weights[name].nbytes
+    return stop
 
 
 def aligned(nbytes: int) -> int:
-    """Rounded up to what a seat starts at.
+    """Round up to where a seat may begin.
 
     >>> aligned(1), aligned(512)
     (512, 512)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import networkx as nx
-
 from ..nouns.graph import TaskGraph
 from ..nouns.timeline import MemoryPoint, Span, Timeline
 
@@ -13,32 +11,24 @@ if TYPE_CHECKING:
     from .plan import Plan
 
 
-SETTLED = 6  # cycles after which a steady step has found its pace, on every plan that was ever looked at
-
-
-def start_times(dag: nx.DiGraph[str]) -> dict[str, tuple[float, float, str | None]]:
-    """When each node starts and stops, each as early as its predecessors allow, and which of them it waited for last.
-
-    The nodes come in an order in which all edges point forward: the order of issue.
-    """
-    times: dict[str, tuple[float, float, str | None]] = {}
-    for node, data in dag.nodes(data=True):
-        start, last = 0.0, None
-        for before in dag.pred[node]:
-            if last is None or times[before][1] > start:
-                start, last = times[before][1], before
-        times[node] = start, start + data["seconds"], last
-    return times
+SETTLED = 6  # cycles after which a steady step no longer changes, on every plan that was ever looked at
 
 
 def simulate(plan: Plan, graph: TaskGraph) -> Timeline:
-    """The predicted timeline of a plan's graph."""
-    times = start_times(graph.dag)
-    spans = [
-        Span(node, data["task"].name, data["lane"], data["call"], data["cycle"], start, stop, data["nbytes"], last)
-        for node, data in graph
-        for start, stop, last in (times[node],)
-    ]
+    """The predicted timeline: each node of the graph starts as soon as all nodes before it have stopped.
+
+    The nodes come in the order of issue, in which all edges point forward.
+    """
+    spans: list[Span] = []
+    stops: dict[str, float] = {}
+    for node, data in graph:
+        start, last = 0.0, None
+        for before in graph.dag.pred[node]:
+            if last is None or stops[before] > start:
+                start, last = stops[before], before
+        stops[node] = stop = start + data["seconds"]
+        name, nbytes = data["task"].name, data["nbytes"]
+        spans.append(Span(node, name, data["lane"], data["call"], data["cycle"], start, stop, nbytes, last))
     return Timeline(
         source="predicted",
         spans=tuple(spans),
@@ -51,7 +41,9 @@ def simulate(plan: Plan, graph: TaskGraph) -> Timeline:
 
 def memory_curve(plan: Plan, spans: list[Span]) -> tuple[MemoryPoint, ...]:
     """The arena, which is always there, and the activations of the call that runs."""
-    peaks = dict(zip((call.name for call in plan.trace.calls), plan.activation_bytes, strict=True))
-    computes = [span for span in spans if span.lane == "compute"]
-    running = (MemoryPoint(span.start, plan.arena_bytes + peaks[span.call]) for span in computes)
-    return (MemoryPoint(0.0, plan.arena_bytes), *running)
+    peaks = dict(zip(plan.calls, plan.activation_bytes, strict=True))
+    points = [MemoryPoint(0.0, plan.arena_bytes)]
+    for span in spans:
+        if span.lane == "compute":
+            points.append(MemoryPoint(span.start, plan.arena_bytes + peaks[span.call]))
+    return tuple(points)

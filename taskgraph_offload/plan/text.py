@@ -1,4 +1,4 @@
-"""The text form of a plan: printed for people, parsed back for files and tests. Nothing is decided here.
+"""The text form of a plan: printed for people, read back for files and tests. It decides nothing.
 
 strategy layerwise prefetch=1
 budget 4194304 margin 0 arena 2097152
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PlanText:
-    """What the text form of a plan holds: everything that was decided, and nothing of the trace."""
+    """What the text form of a plan holds: all decisions, and nothing of the trace."""
 
     strategy: str
     options: dict[str, Any]
@@ -56,7 +56,7 @@ def print_plan(plan: Plan | PlanText) -> str:
 
 
 def parse_plan(text: str) -> PlanText:
-    """Read the text form of a plan; a line that makes no sense is an error that quotes it with its number."""
+    """Read the text form of a plan; the error for a line that makes no sense names its number."""
     found = _Found()
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
@@ -84,7 +84,7 @@ def parse_plan(text: str) -> PlanText:
 
 @dataclass
 class _Found:
-    """What has been read so far; `current` is the cycle whose tasks follow."""
+    """What was read so far; `current` is the cycle that the next tasks belong to."""
 
     strategy: str = ""
     options: dict[str, Any] = field(default_factory=dict)

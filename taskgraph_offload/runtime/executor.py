@@ -16,7 +16,7 @@ from ..devices import check_device, open_device
 from ..devices.base import Device
 from ..errors import ExecutionError, SettingsError
 from ..nouns.timeline import Timeline
-from ..plan.fingerprint import check_model
+from ..nouns.weights import check_model
 from ..plan.plan import Plan
 from .conductor import Conductor
 from .copies import Slots, copies_by_slot

@@ -21,8 +21,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from ..devices.base import Device
 from ..devices.cpu import bytes_of, copy_bytes, new_pages
-from ..nouns.weights import extent_of
-from ..plan.fingerprint import check_model
+from ..nouns.weights import check_model, extent_of
 from ..plan.plan import Plan, aligned, inner_offsets
 from .tensors import WeightTensor, tensors_of_weights
 

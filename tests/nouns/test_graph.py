@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import taskgraph_offload as tgo
-from taskgraph_offload.nouns.graph import parse_tasks, print_tasks, tokens
+from taskgraph_offload.nouns.graph import LANES, LINKS, parse_tasks, print_tasks, tokens
 
 from ..made import plan_of, trace_of
 
@@ -51,6 +51,14 @@ def test_a_line_that_is_no_task_is_refused_with_its_text(line):
 
 def test_tokens_keep_quoted_words_whole():
     assert tokens('bundle "my block" at 0: a "b c"') == ["bundle", "my block", "at", "0:", "a", "b c"]
+
+
+@pytest.mark.parametrize("lane", LANES)
+def test_a_task_waits_in_the_lane_of_its_link(lane):
+    """Every lane has a text form, and all lanes but compute are links."""
+    task = tgo.Task.parse(f"{lane} a")
+    assert (task.lane, task.link) == (lane, lane if lane in LINKS else None)
+    assert set(LANES) - set(LINKS) == {"compute"}
 
 
 def test_graph_has_the_promised_data_on_nodes_and_edges():

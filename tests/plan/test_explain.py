@@ -24,7 +24,7 @@ def trace_named(*names: str) -> tgo.Trace:
 
 def test_a_stall_names_the_window_in_which_the_link_cannot_keep_up() -> None:
     found = said(plan_of(trace_of([MIB] * 8, 1e-3), 4 * MIB, "sequential"))
-    assert "longest a 1.05 ms for h2d a" in found["bound by"]
+    assert "longest before a: 1.05 ms; from the end of h on" in found["bound by"]
     assert (
         "from the end of h on, the link brings 1.0 MiB in 1.05 ms, and compute has work for 0.0 us" in found["bound by"]
     )
@@ -55,7 +55,7 @@ def test_a_window_reaches_back_over_all_copies_that_wait_for_one_another() -> No
         (1.0, 4 * MIB, "auto", "none: only faster compute"),
         (1e-5, 4 * MIB, "auto", "weights stream through 640.0 KiB, so each step copies as much more"),
         (1e-5, 8 * MIB, "auto", "none: only faster compute"),
-        (1e-5, 4 * MIB, "layerwise", "strategy 'auto' comes closer"),
+        (1e-5, 4 * MIB, "layerwise", "Planner.compare() shows whether another strategy comes closer"),
     ],
 )
 def test_the_gap_and_what_would_close_it(seconds: float, budget: int, strategy: str, words: str) -> None:
@@ -77,6 +77,16 @@ def test_room_that_activations_leave_unused_is_said() -> None:
     ]
     plan = plan_of(tgo.Trace.from_units(units), 24 * MIB, "auto")
     assert "beside the highest activations all the time, though they fall to 0 B" in said(plan)["gap"]
+
+
+def test_the_page_names_blocks_and_never_what_travels_together() -> None:
+    """Names of bundles, as `b:stays`, mean nothing to a reader of the page."""
+    plan = plan_of(trace_of([MIB] * 8, 1e-5, tensors=8), 5 * MIB, "auto")
+    blocks = {call.block for call in plan.trace.calls}
+    for label in ("resident", "streamed"):
+        named = said(plan)[label].rpartition(": for ")[2].partition(" and ")[0].split(", ")
+        assert set(named) <= blocks, label
+    assert {task.name for task in plan.steady if task.kind == "h2d"} - blocks  # the plan has such names
 
 
 def test_the_gap_names_the_latency_where_it_is_part_of_it() -> None:

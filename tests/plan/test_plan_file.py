@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import taskgraph_offload as tgo
 from taskgraph_offload.nouns.trace import Weight
-from taskgraph_offload.plan.planfile import parse_file, print_file
+from taskgraph_offload.plan.file import parse_file, print_file
 
 from ..made import cases, plan_of, trace_of
 

@@ -21,7 +21,7 @@ def assert_bad_graph(plan: Plan, graph: TaskGraph, *words: str) -> None:
 def without(graph: TaskGraph, *edges: tuple[str, str]) -> TaskGraph:
     dag = graph.dag.copy()
     dag.remove_edges_from(edges)
-    return TaskGraph(dag, graph.cycles)
+    return TaskGraph(dag)
 
 
 def test_an_edge_against_the_order_of_issue_is_refused() -> None:

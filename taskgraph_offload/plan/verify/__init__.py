@@ -1,15 +1,15 @@
-"""Proves a plan safe before it runs, or refuses it and names both culprits. It mends nothing.
+"""Proves a plan safe before it runs, or refuses it and names both culprits. It repairs nothing.
 
-A plan is unrolled over its cold cycle and two steady ones, and two things are proved of it:
+It unrolls a plan over its cold cycle and two steady ones, and proves two things:
 
-    in the order of issue     every call finds each byte of its weights as it should be, and room for its activations
-    whatever the lanes do     two tasks that touch the same byte, one of them writing, run in the order of issue,
-                              because edges of the graph lead from one to the other
+    in the order of issue     every call finds the right bytes of its weights, and room for its activations
+    in every order            if two tasks touch the same byte and one of them writes it, then edges of the graph
+                              lead from one to the other, so they run in the order of issue
 
-So a call reads the same bytes however the lanes interleave. Three cycles stand for all: a steady cycle either leaves a
-byte alone or leaves in it what its last copy brought, so the second one begins just as every later one will.
+So a call reads the same bytes however the lanes interleave. Three cycles stand for all: a steady cycle leaves each byte
+either untouched or as its last copy wrote it, so the third cycle begins exactly as every later one.
 
-It shares no code with what makes plans: their edges are taken as a claim, all else is worked out anew.
+It shares no code with what makes plans. It takes their edges as a claim, and computes everything else again.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def verify(plan: Plan, graph: TaskGraph | None = None) -> None:
 
 
 def prove_bundles(program: Program) -> None:
-    """Every bundle holds weights of the trace that no other one holds, and every weight that is read is in one."""
+    """Each bundle holds weights of the trace, no weight is in two bundles, and every weight that is read is in one."""
     plan = program.plan
     carrier: dict[str, Bundle] = {}
     for name, bundle in plan.bundles.items():
@@ -65,7 +65,7 @@ def prove_bundles(program: Program) -> None:
 
 
 def prove_seats(program: Program) -> None:
-    """Every bundle, and with it every weight, begins at an aligned byte and lies inside the arena."""
+    """Every bundle begins at an aligned byte and lies inside the arena; so does every weight."""
     arena = program.plan.arena_bytes
     for name, bundle in program.plan.bundles.items():
         stop = bundle.offset + program.sizes[name]
@@ -96,7 +96,9 @@ def _fault_of(program: Program, task: Task) -> str | None:
     whole = task.start == 0 and task.stop is None
     if task.kind == "compute" or task.is_activation:
         kind, known = ("call", program.calls) if task.kind == "compute" else ("activation", program.activations)
-        return None if whole and task.name in known else f"there is no {kind} {task.name!r} that could be taken so"
+        return (
+            None if whole and task.name in known else f"there is no {kind} {task.name!r} that this task can take whole"
+        )
     if task.name not in program.plan.bundles:
         return f"there is no bundle {task.name!r}"
     size = program.sizes[task.name]
@@ -106,7 +108,7 @@ def _fault_of(program: Program, task: Task) -> str | None:
 
 
 def prove_residency(program: Program) -> None:
-    """What is marked resident is never copied again; what is not is copied again; what must stay does."""
+    """Residents are never copied again, all other bundles that are read are, and weights that must stay do stay."""
     plan, steady = program.plan, program.cycles[1]
     arrivals = {step.task.name: step for step in steady if step.task.kind == "h2d"}
     departures = {step.task.name for step in steady if step.task.kind == "d2h"}
@@ -119,7 +121,7 @@ def prove_residency(program: Program) -> None:
     written = {weight for call in plan.trace.calls for weight in call.writes}
     for weight, reason in plan.trace.fixed.items():
         if weight not in program.seats:
-            continue  # nobody reads it: that is proved already
+            continue  # `prove_bundles` has proved that nobody reads it
         bundle = plan.bundles[program.seats[weight].bundle]
         if not bundle.resident and not (weight in written and bundle.name in departures):
             program.refuse(f"weight {weight!r} must stay ({reason}), but bundle {bundle.name!r} does not", bundle)
@@ -128,7 +130,7 @@ def prove_residency(program: Program) -> None:
 def prove_graph(program: Program, graph: TaskGraph) -> Order:
     """The nodes are the steps, each waits for earlier ones only (so there is no circle), and each lane is a FIFO.
 
-    To wait for an event that is not recorded yet is no wait at all on CUDA: so every edge must lead forward.
+    On CUDA, waiting for an event that is not recorded yet does nothing. So every edge must lead forward.
     """
     prove_nodes(program, graph)
     place = {node: index for index, node in enumerate(graph.dag)}
@@ -138,26 +140,27 @@ def prove_graph(program: Program, graph: TaskGraph) -> Order:
             program.refuse(f"{second} waits for {first}, which the host issues later", first, second)
     order = Order([[place[before] for before in graph.dag.predecessors(node)] for node in graph.dag])
     for lane in LANES:
-        for first, second in pairwise(step for step in program.steps if step.task.kind == lane):
+        for first, second in pairwise([step for step in program.steps if step.task.lane == lane]):
             if not order.holds(first, second):
                 program.refuse(f"{second} does not wait for {first}, which is before it in lane {lane}", first, second)
     return order
 
 
 def prove_nodes(program: Program, graph: TaskGraph) -> None:
-    """The graph has the tasks of the plan, all of them and no others, in the order of issue."""
+    """The graph has exactly the tasks of the plan, in the order of issue."""
     for step, node in zip_longest(program.steps, graph.dag):
         if step is None:
             program.refuse(f"the graph goes on with {node!r} where the plan has ended", program.steps[-1])
         if node is None:
             program.refuse(f"the graph ends before {step}", step)
-        claimed = tuple(graph.dag.nodes[node][key] for key in ("cycle", "task", "kind", "lane"))
-        if claimed != (step.cycle, step.task, step.task.kind, step.task.kind):
+        data = graph.dag.nodes[node]
+        claimed = (data["cycle"], data["task"], data["kind"], data["lane"])
+        if claimed != (step.cycle, step.task, step.task.kind, step.task.lane):
             program.refuse(f"the graph has {node!r} where the plan has {step}", step)
 
 
 def prove_gates(program: Program, order: Order) -> None:
-    """What a task asks for happens: `after` the nearest earlier call of a name, `before` the nearest later one."""
+    """Each task runs `after` the nearest earlier call that it names, and `before` the nearest later one."""
     latest: dict[str, Step] = {}
     for step in program.steps:
         if step.task.after in latest and not order.holds(latest[step.task.after], step):

@@ -1,6 +1,6 @@
-"""A plan as its verifier reads it: unrolled, with seats worked out anew, and refusals that print the plan around them.
+"""A plan as its verifier reads it: unrolled, with seats computed again; refusals print the plan around the culprits.
 
-It shares no code with what makes plans, on purpose, and proves nothing itself.
+On purpose, it shares no code with what makes plans. It proves nothing itself.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Seat:
 
 
 class Order:
-    """Which tasks have ended when another begins, whatever the lanes do: for each, the bits of those before it."""
+    """For each task: the tasks that have surely ended when it begins, as the bits of a number."""
 
     def __init__(self, predecessors: Sequence[Sequence[int]]) -> None:
         self.before: list[int] = []
@@ -72,7 +72,7 @@ class Program:
 
     @cached_property
     def seats(self) -> dict[str, Seat]:
-        """By weight: those of a bundle follow one another, each on the next aligned byte."""
+        """By weight. In a bundle, each weight begins at the next aligned byte behind the one before."""
         found = {}
         for bundle in self.plan.bundles.values():
             start = bundle.offset
@@ -113,11 +113,11 @@ class Program:
         return {ACTIVATION + activation.name: activation for activation in self.plan.trace.activations}
 
     def made_by(self, call: str) -> list[str]:
-        """The activations that a call leaves behind."""
+        """The activations that a call makes."""
         return [name for name, activation in self.activations.items() if activation.producer in self.pieces[call]]
 
     def used_by(self, call: str) -> list[str]:
-        """The activations that a call finds and reads."""
+        """The activations that a call reads and that other calls, or the caller, made."""
         inside = self.pieces[call]
         return [
             name

@@ -1,6 +1,6 @@
 """Proves, byte by byte, that no two tasks race and that every task finds what it expects.
 
-Every line of bytes is cut wherever the range of some task begins or ends, and each segment is looked at on its own:
+It cuts every line of bytes wherever the range of a task begins or ends, and checks each segment alone:
 
     tasks        h2d a, h2d b     [------ a ------)[------ b ------)
                  h2d c                      [------ c ------)
@@ -25,7 +25,7 @@ ARENA = "the arena"
 
 @dataclass(frozen=True, slots=True)
 class Touch:
-    """Bytes [start, stop) of a line of bytes that a task reads or writes, and which bundle it takes them for."""
+    """Bytes [start, stop) of a line of bytes that a task reads or writes, and the bundle that it expects there."""
 
     line: str
     start: int
@@ -72,7 +72,7 @@ def touches_of(program: Program, task: Task) -> Iterator[Touch]:
 
 
 def _touches_of_call(program: Program, call: str) -> Iterator[Touch]:
-    """Seats that touch one another in one bundle are joined, as far as the call treats them alike."""
+    """Join neighbouring seats of one bundle that the call uses in the same way."""
     written = set(program.calls[call].writes)
     joined: Touch | None = None
     for seat in sorted((program.seats[name] for name in program.calls[call].reads), key=lambda seat: seat.start):
@@ -92,7 +92,7 @@ def _touches_of_call(program: Program, call: str) -> Iterator[Touch]:
 
 
 def segments(accesses: Sequence[Access]) -> Iterator[tuple[int, int, Sequence[Access]]]:
-    """Ranges that no access cuts in two, each with its accesses in the order of issue; alike ones only once."""
+    """Ranges with the same accesses for all their bytes, in the order of issue; of equal ranges only the last."""
     cuts = sorted({place for _, touch in accesses for place in (touch.start, touch.stop)})
     found: list[list[int]] = [[] for _ in cuts]
     for number, (_, touch) in enumerate(accesses):
@@ -104,7 +104,7 @@ def segments(accesses: Sequence[Access]) -> Iterator[tuple[int, int, Sequence[Ac
 
 
 def prove_ordered(program: Program, order: Order, where: str, accesses: Sequence[Access]) -> None:
-    """All that touched the bytes before a write has ended when it begins, and all that wrote them before a read."""
+    """When a write begins, all earlier accesses have ended; when a read begins, all earlier writes have ended."""
     touched = written = 0  # the bits of tasks, as in `Order`
     for step, touch in accesses:
         racing = (touched if touch.writes else written) & ~order.before[step.index]
@@ -117,7 +117,7 @@ def prove_ordered(program: Program, order: Order, where: str, accesses: Sequence
 
 
 def prove_contents(program: Program, where: str, place: int, accesses: Sequence[Access]) -> None:
-    """Replay what happens to some bytes of the arena: which copy brought them, which call changed them since."""
+    """Replay some bytes of the arena: which copy brought them, and which call has changed them since."""
     brought: Step | None = None
     changed: Step | None = None
     for step, touch in accesses:
@@ -137,7 +137,7 @@ def prove_contents(program: Program, where: str, place: int, accesses: Sequence[
 
 
 def prove_expendable(program: Program, where: str, copy: Step, brought: Step | None, changed: Step | None) -> None:
-    """What a copy overwrites is no resident, and has not changed since it was last at home."""
+    """A copy never overwrites a resident, nor bytes that changed since they were last copied home."""
     if changed is not None:
         program.refuse(f"{copy} overwrites {where}, which {changed} changed and no d2h copied home", changed, copy)
     if brought is not None and brought.task.name != copy.task.name and program.plan.bundles[brought.task.name].resident:
@@ -145,7 +145,7 @@ def prove_expendable(program: Program, where: str, copy: Step, brought: Step | N
 
 
 def _content(program: Program, bundle: str, place: int) -> str:
-    """What a bundle keeps at a place of the arena."""
+    """What a bundle has at a place of the arena."""
     for weight in program.plan.bundles[bundle].weights:
         if program.seats[weight].start <= place < program.seats[weight].stop:
             return f"weight {weight!r}"

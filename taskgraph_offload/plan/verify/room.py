@@ -1,11 +1,11 @@
-"""Proves that the arena and the activations fit the budget in every call, and that no activation is missed while away.
+"""Proves that the arena and the activations fit the budget in every call, and that no call uses an absent activation.
 
     d2h      [--~x--]
     compute  [---- a ----][---- b ----][---- c ----]       d2h ~x before compute b, h2d ~x after compute b
     h2d                                [--~x--]
     away                  [ - - - - - -)
 
-Only while it is away for certain, whatever the lanes do, does an activation leave room.
+An activation leaves room only while it is surely away, in every order in which the lanes may run.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ class Absence:
     back: Step | None = None
 
     def spans(self, step: Step) -> bool:
-        """Whether it lasts through a call in the order of issue."""
+        """Whether it lasts through a call, if tasks run in the order of issue."""
         end = self.back.index if self.back else None
         return step.cycle == self.since.cycle and self.since.index <= step.index and (end is None or step.index < end)
 
     def ends_too_early(self, step: Step, order: Order) -> bool:
-        """Whether the copy back, issued behind a call, may yet take its bytes while that call runs."""
+        """Whether the copy back, which is issued after a call, may already take memory while that call runs."""
         return self.spans(step) and self.back is not None and not order.holds(step, self.back)
 
     def covers(self, step: Step, order: Order) -> bool:
-        """Whether it lasts through a call, whatever the lanes do."""
+        """Whether it lasts through a call, in every order in which the lanes may run."""
         return self.spans(step) and not self.ends_too_early(step, order)
 
 
 def prove_room(program: Program, order: Order) -> None:
-    """In every call of every cycle: arena, the activations that are there, and margin stay within the budget."""
+    """In every call of every cycle: the arena, the present activations and the margin fit the budget."""
     plan, found = program.plan, list(absences(program))
     for step in (step for step in program.steps if step.task.kind == "compute"):
         away = [absence.name for absence in found if absence.covers(step, order)]
@@ -54,7 +54,7 @@ def prove_room(program: Program, order: Order) -> None:
 
 
 def activation_peak(program: Program, step: Step, away: Sequence[str]) -> int:
-    """The most that activations take in a call, of those that are away only what would be alive being left out."""
+    """The peak of activations in a call, without those in `away` that would be alive."""
     lives = [program.activations[name] for name in away]
     call = program.calls[step.task.name]
     return max(
@@ -64,14 +64,14 @@ def activation_peak(program: Program, step: Step, away: Sequence[str]) -> int:
 
 
 def absences(program: Program) -> Iterator[Absence]:
-    """Follow every activation that is ever copied, through every cycle: a forward's activations end with it."""
+    """Follow each activation that is ever copied, in each cycle alone: no activation outlives its forward."""
     for name in dict.fromkeys(step.task.name for step in program.steps if step.task.is_activation):
         for steps in program.cycles:
             yield from follow(program, name, steps)
 
 
 def follow(program: Program, name: str, steps: Sequence[Step]) -> Iterator[Absence]:
-    """Follow one activation through one cycle: it leaves, is away and not used meanwhile, comes back."""
+    """Follow one activation through one cycle: it leaves, no call uses it while it is away, it comes back."""
     absence: Absence | None = None
     piece = 0  # the first that is not issued yet
     for step in steps:
@@ -99,7 +99,7 @@ def follow(program: Program, name: str, steps: Sequence[Step]) -> Iterator[Absen
 
 
 def _call_without(program: Program, copy: Step, steps: Sequence[Step]) -> Step:
-    """The call from which on an activation that leaves is gone."""
+    """The first call that runs without the activation that leaves."""
     for step in steps:
         if step.index > copy.index and step.task.kind == "compute" and step.task.name == copy.task.before:
             return step
@@ -107,7 +107,7 @@ def _call_without(program: Program, copy: Step, steps: Sequence[Step]) -> Step:
 
 
 def _prove_alive(program: Program, copy: Step, piece: int) -> None:
-    """What is copied has been made, and has not died, when all pieces before this one have been issued."""
+    """When all pieces before this one are issued, the activation that is copied was made and is still alive."""
     life = program.activations[copy.task.name]
     if life.producer >= piece:
         program.refuse(f"{copy}: no call has made {copy.task.name} yet", copy)
