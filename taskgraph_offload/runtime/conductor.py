@@ -33,11 +33,7 @@ from .unplanned import Detours, HomeReads, OnDemand
 
 
 class Conductor:
-    """One arena, and the state of the forward that uses it.
-
-    `served` holds what is on while a call runs whose weights have no seats. It must be closed before `watching` ends:
-    dispatch modes come off in the reverse order of coming on.
-    """
+    """One arena, and the state of the forward that uses it."""
 
     planned: bool
 
@@ -153,7 +149,7 @@ class Conductor:
         if surprises:
             self._arena.carry_home(sorted(surprises))
         if need.unseated:
-            self.served.close()
+            self._served.close()
         if torch.is_autocast_enabled(self._device_type):
             torch.clear_autocast_cache()  # it would keep a cast of every weight that passes
         used = self._arena.memory.nbytes + self._on_demand.peak_bytes + need.activation_bytes
@@ -248,6 +244,7 @@ class Conductor:
             stack.enter_context(self._spills.watching())
         if "" in self._needs.unread or self._device.refuses_home_reads:
             stack.enter_context(self._home_reads.on(serves="" in self._needs.unread, where="the forward"))
+        stack.push(lambda *_: self._served.close())  # dispatch modes come off in the reverse order of coming on
         return stack
 
     # The ends of it.
@@ -263,7 +260,7 @@ class Conductor:
                 self.lanes.synchronize()
             finally:
                 point_home(self._throughout.away(self._homes.tensors()))
-                self.served.close()
+                self._served.close()
                 self._on_demand.point_home()
                 self._arena.forget_all_but(self._throughout.kept)
                 self._copier.gates.clear()
@@ -296,7 +293,7 @@ class Conductor:
         self._forwards = 0
         self.inside.running = self.inside.seated = self.inside.block = None
         self._dirty: set[str] = set()  # weights changed in their seats, and not yet on their way home
-        self.served = ExitStack()
+        self._served = ExitStack()
         self._device_type = self._arena.memory.device.type
         self._on_demand.forget()
 
@@ -309,10 +306,10 @@ class Conductor:
 
         The other weights get room of their own; if there is none, all of them come operator by operator.
         """
-        if self.served.enter_context(self._on_demand.held(need.unseated, need.name, need)):
+        if self._served.enter_context(self._on_demand.held(need.unseated, need.name, need)):
             return need
-        self.served.close()
-        self.served.enter_context(self._home_reads.on(serves=True, where=need.name))
+        self._served.close()
+        self._served.enter_context(self._home_reads.on(serves=True, where=need.name))
         return loose
 
     def _flush(self) -> None:

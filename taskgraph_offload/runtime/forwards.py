@@ -119,10 +119,7 @@ class Forwards:
             conductor.begin(self._edits.changes(), turn.planned)
             saving = saved_from_home(conductor.weight_at) if torch.is_grad_enabled() else nullcontext()
             with saving, conductor.watching():
-                try:
-                    yield
-                finally:
-                    conductor.served.close()
+                yield
             conductor.finish()
             self._release(turn)
         except BaseException:
