@@ -24,8 +24,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from taskgraph_offload.nouns.progress import report
 from taskgraph_offload.nouns.trace import INPUT, Boundary
 
+PROGRESS = "modules traced"  # what progress reports call it
 ROOT = Boundary("", "enter", 0)
 COMPOSITE = "CompositeImplicitAutograd"
 aten, prim = torch.ops.aten, torch.ops.prim
@@ -207,12 +209,18 @@ class Recorder(TorchDispatchMode):
 
 @contextmanager
 def boundaries_reported(model: nn.Module, recorder: Recorder) -> Iterator[None]:
-    """Tell the recorder each time a module of the model is entered or left, without touching the modules."""
+    """Tell the recorder each time a module of the model is entered or left, without touching the modules.
+
+    Reports as progress how many modules have been entered at least once.
+    """
     names = {id(module): name for name, module in model.named_modules()}
+    entered = set[int]()
 
     def enter(module: nn.Module, args: Any) -> None:
         if id(module) in names:
             recorder.reach(names[id(module)], "enter")
+            entered.add(id(module))
+            report(PROGRESS, len(entered), len(names))
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         if id(module) in names:
@@ -227,6 +235,7 @@ def boundaries_reported(model: nn.Module, recorder: Recorder) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+        report(PROGRESS, len(names), len(names))
 
 
 @dataclass(frozen=True, slots=True)
