@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from taskgraph_offload.planner.capture.capture import capture
+from taskgraph_offload.planner.capture import capture
 
 import taskgraph_offload as tgo
 from taskgraph_offload.nouns.budget import readable, readable_seconds

@@ -107,7 +107,7 @@ class Planner:
     @cached_property
     def trace(self) -> Trace:
         """What the model's forward needs; captured when first asked for."""
-        from .capture.capture import capture
+        from .capture import capture
 
         return capture(self._model, self._inputs, entry=self._entry, blocks=self._blocks)
 

@@ -1,1 +1,5 @@
-"""What `capture` is made of: one run of a forward on tensors without data, and a record of all that it did."""
+"""From a model and its inputs to a trace: one run of the forward on tensors without data."""
+
+from .tracing import capture
+
+__all__ = ["capture"]

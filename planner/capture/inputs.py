@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from taskgraph_offload.errors import SettingsError
 
-from .operators import tensors_in
+from .recorder import tensors_in
 from .untouched import everything_below
 
 Convert = Callable[[Tensor], Tensor]
@@ -27,7 +27,7 @@ class Inputs:
     kwargs: Mapping[str, Any] | None = None
 
     def converted(self, convert: Convert) -> Inputs:
-        """A deep copy in which every tensor, also one inside a cache or a custom object, is converted once."""
+        """A deep copy. Every tensor, also one inside a cache or a custom object, is converted, each once."""
         tree = (self.args, dict(self.kwargs or {}))
         memo: dict[int, Any] = {id(tensor): convert(tensor) for tensor in tensors_in(tree)}
         memo |= {id(one): _cloned(one) for one in everything_below([tree]) if isinstance(one, torch.Generator)}
@@ -38,7 +38,6 @@ class Inputs:
     def __str__(self) -> str:
         """The call as a person would write it.
 
-            >>> import torch
         >>> str(Inputs((torch.zeros(2, 3),), {"flag": True}))
             '(float32[2, 3], flag=True)'
         """
@@ -47,27 +46,46 @@ class Inputs:
 
 
 def read_inputs(given: Any) -> Inputs:
-    """Inputs from a tuple or list (positional), a mapping (by keyword), a tensor, or a function that returns one."""
+    """Inputs from what a caller gives.
+
+    A tuple or list is positional, a mapping is by keyword, a tensor is the only argument. `(args, kwargs)`, a tuple of
+    a tuple or list and a dict, is both. A function is called, and returns one of these.
+
+    >>> str(read_inputs(((torch.zeros(2),), {"flag": True}))), str(read_inputs((torch.zeros(2), {"flag": True})))
+    ('(float32[2], flag=True)', "(float32[2], {'flag': True})")
+    """
     if callable(given) and not isinstance(given, Mapping | Tensor):
         given = _called(given)
     if isinstance(given, Tensor):
         return Inputs((given,))
     if isinstance(given, Mapping):
         return Inputs((), {str(key): value for key, value in given.items()})
+    if _is_args_and_kwargs(given):
+        args, kwargs = given
+        return Inputs(tuple(args), dict(kwargs))
     if isinstance(given, tuple | list):
         return Inputs(tuple(given))
     raise SettingsError(
-        f"inputs= is a {type(given).__name__}; give a tuple (positional), a dict (keywords), a tensor, "
+        f"inputs= is a {type(given).__name__}; give a tuple (positional), a dict (keywords), (args, kwargs), a tensor, "
         "or a function that returns one of these"
     )
 
 
+def _is_args_and_kwargs(given: Any) -> bool:
+    if not isinstance(given, tuple) or len(given) != 2:
+        return False
+    args, kwargs = given
+    return (
+        isinstance(args, tuple | list) and isinstance(kwargs, Mapping) and all(isinstance(key, str) for key in kwargs)
+    )
+
+
 def example_of(model: nn.Module, entry: str) -> Inputs | None:
-    """The model's own `dummy_inputs`, where it has them and they are of use: they are for its forward."""
+    """The model's own `dummy_inputs`, if it has some that are of use. They are for its forward only."""
     try:
         given = getattr(model, "dummy_inputs", None) if entry == "forward" else None
         return None if given is None else read_inputs(given)
-    except Exception:  # a model's own example may be anything, and broken: then there is none
+    except Exception:  # the model's own example may be broken: then there is none
         return None
 
 
@@ -95,7 +113,7 @@ def _called(function: Callable[[], Any]) -> Any:
 
 
 def _cloned(generator: torch.Generator) -> torch.Generator:
-    """Another one that gives the same numbers."""
+    """A generator that gives the same numbers."""
     clone = torch.Generator(generator.device)
     clone.set_state(generator.get_state())
     return clone

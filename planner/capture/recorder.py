@@ -1,16 +1,16 @@
 """Record every operator of one forward: what it reads, writes, computes and moves, and how long its results live.
 
-Knows weights by name and modules by name. Decides nothing: `blocks` folds what is recorded here into calls.
+Knows weights by name and modules by name. Decides nothing: `blocks` makes calls of what is recorded here.
 
     events      |enter ""   |enter a   |enter a.0   |exit a.0   |exit a   |enter b ...
-    segments    |---- 0 ----|--- 1 ----|---- 2 -----|---- 3 ----|--- 4 ---|---- 5 ---
+    records     |---- 0 ----|--- 1 ----|---- 2 -----|---- 3 ----|--- 4 ---|---- 5 ---
 """
 
 from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,24 +21,37 @@ from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.nn.modules import module as module_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
+from taskgraph_offload.nouns.progress import report
 from taskgraph_offload.nouns.trace import INPUT, Boundary
 
-from .operators import FLOP_FORMULAS, effect_of, operator_name, storage_key, storage_of, tensors_in, tensors_written_by
-
+PROGRESS = "modules traced"  # what progress reports call it
 ROOT = Boundary("", "enter", 0)
 COMPOSITE = "CompositeImplicitAutograd"
 aten, prim = torch.ops.aten, torch.ops.prim
 
-ASKS_LAYOUT = {  # operators that only ask how a tensor is laid out; torch's own FLOP counter leaves the same ones alone
+# Torch has a formula for every fused attention but the CPU's. Most models are traced on the CPU: use the same formula.
+FLOP_FORMULAS: dict[Any, Any] = {
+    **flop_registry,
+    aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[aten._scaled_dot_product_flash_attention],
+}
+ASKS_LAYOUT = {  # operators that only ask how a tensor is laid out; torch's own FLOP counter skips the same ones
     *("size", "sym_size", "stride", "sym_stride", "storage_offset", "sym_storage_offset", "numel", "sym_numel", "dim"),
     *("layout", "is_contiguous", "sym_is_contiguous", "is_strides_like_format", "is_non_overlapping_and_dense"),
 }
+GATHERS = {"embedding", "index_select", "index", "gather", "take"}  # read what they return, not their whole table
+SCATTERS = {"index_put_", "_index_put_impl_", "index_copy_", "index_add_", "scatter_"}  # write what they are given
+OVERWRITES = {
+    *("copy_", "fill_", "zero_", "set_", "resize_", "uniform_", "normal_", "random_", "bernoulli_", "exponential_"),
+    *("log_normal_", "cauchy_", "geometric_"),
+}
+RUNNING_STATISTICS = {"running_mean", "running_var"}  # some batch norms change these, and their schema does not say so
 
 
 @dataclass
-class Segment:
+class Record:
     """What ran from one module boundary to the next."""
 
     boundary: Boundary
@@ -56,13 +69,13 @@ class Segment:
 
     @property
     def works(self) -> bool:
-        """Whether an operator moved bytes or met a weight."""
+        """Whether an operator moved bytes or used a weight."""
         return self.uses_weights or self.flop_bytes + self.other_bytes > 0
 
 
 @dataclass
-class Life:
-    """A storage that is no weight: the segments that made it and used it, and where it went (None: it never did)."""
+class Lifetime:
+    """The lifetime of a storage that is no weight, in indices of records. `end` is None if it outlives the forward."""
 
     nbytes: int
     producer: int
@@ -73,8 +86,8 @@ class Life:
 class Recorder(TorchDispatchMode):
     """Sees every operator of what runs inside it.
 
-    `weights_of` names the weights that a tensor shows. `replace` may swap a tensor before it is used. `before_write` is
-    told of each tensor about to be changed that the forward did not make itself.
+    `weights_of` names the weights whose bytes a tensor shows. `replace` may replace the arguments of an operator before
+    it runs. `before_write` gets each tensor that is about to change, unless the forward made it itself.
     """
 
     supports_higher_order_operators = True
@@ -82,36 +95,36 @@ class Recorder(TorchDispatchMode):
     def __init__(
         self,
         weights_of: Callable[[Tensor], Sequence[str]],
-        replace: Callable[[Tensor], Tensor] | None = None,
+        replace: Callable[[Any, Any, Any], tuple[Any, Any]] | None = None,
         before_write: Callable[[Tensor], None] | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.weights_of, self.replace, self.before_write = weights_of, replace, before_write
-        self.segments = [Segment(ROOT)]
-        self.lives: list[Life] = []
-        self._live: dict[int, tuple[Life, Any]] = {}  # by storage, with the weak reference that ends the life
+        self.records = [Record(ROOT)]
+        self.lifetimes: list[Lifetime] = []
+        self._live: dict[int, tuple[Lifetime, Any]] = {}  # by storage, with the weak reference that ends the lifetime
         self._live_bytes = 0
         self._seen: Counter[tuple[str, str]] = Counter()
 
     def reach(self, module: str, side: Any) -> None:
-        """The forward enters or leaves a module: a new segment begins."""
+        """Begin a new record: the forward enters or leaves a module."""
         boundary = Boundary(module, side, self._seen[module, side])
         self._seen[module, side] += 1
         if boundary != ROOT:
-            self.segments.append(Segment(boundary, peak_bytes=self._live_bytes))
+            self.records.append(Record(boundary, peak_bytes=self._live_bytes))
 
     def stop(self) -> None:
-        """What lives now lives on after the forward."""
+        """End the forward. What is alive now outlives it."""
         self._live.clear()
 
     def hold_input(self, tensor: Tensor) -> None:
         """Count a tensor that the caller hands in, and keeps."""
         if not self.weights_of(tensor):
-            self._life_of(tensor, INPUT)
+            self._lifetime_of(tensor, INPUT)
 
     def show(self, tensors: Iterable[Tensor]) -> None:
-        """Somebody learns where these tensors are, and may look there later."""
-        self.segments[-1].reads.update(dict.fromkeys(name for tensor in tensors for name in self.weights_of(tensor)))
+        """Count weights as read if the code learns where their bytes are, and may read them later."""
+        self.records[-1].reads.update(dict.fromkeys(name for tensor in tensors for name in self.weights_of(tensor)))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -125,7 +138,7 @@ class Recorder(TorchDispatchMode):
             if parts is not NotImplemented:
                 return parts
         if self.replace is not None and func is not aten.lift_fresh.default:
-            args, kwargs = tree_map_only(Tensor, self.replace, (args, kwargs))
+            args, kwargs = self.replace(func, args, kwargs)
         if self.before_write is not None:
             self._announce_writes(func, args, kwargs)
         out = func(*args, **kwargs)
@@ -134,79 +147,80 @@ class Recorder(TorchDispatchMode):
 
     def _announce_writes(self, func: Any, args: Any, kwargs: Any) -> None:
         for tensor in tensors_written_by(func, args, kwargs):
-            life, _ = self._live.get(storage_key(tensor), (None, None))
-            if self.before_write is not None and (life is None or life.producer == INPUT):
+            lifetime, _ = self._live.get(storage_key(tensor), (None, None))
+            if self.before_write is not None and (lifetime is None or lifetime.producer == INPUT):
                 self.before_write(tensor)
 
     def _note(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-        segment, effect = self.segments[-1], effect_of(func, args, kwargs, out)
-        segment.started = True
-        for tensors, weights in ((effect.reads, segment.reads), (effect.writes, segment.writes)):
+        record, effect = self.records[-1], effect_of(func, args, kwargs, out)
+        record.started = True
+        for tensors, weights in ((effect.reads, record.reads), (effect.writes, record.writes)):
             for tensor in tensors:
                 self._note_use(tensor, weights)
         self.show(effect.shows)
         given = set() if func is aten.lift_fresh.default else set(map(storage_key, tensors_in((args, kwargs))))
         for tensor in tensors_in(out):
             if not self.weights_of(tensor):  # a view of what nobody made in the forward was there before it
-                self._life_of(tensor, INPUT if storage_key(tensor) in given else len(self.segments) - 1)
-        segment.flops += effect.flops
+                self._lifetime_of(tensor, INPUT if storage_key(tensor) in given else len(self.records) - 1)
+        record.flops += effect.flops
         if effect.flops:
-            segment.flop_bytes += effect.moved_bytes
+            record.flop_bytes += effect.moved_bytes
         else:
-            segment.other_bytes += effect.moved_bytes
+            record.other_bytes += effect.moved_bytes
 
     def _note_use(self, tensor: Tensor, weights: dict[str, None]) -> None:
         names = self.weights_of(tensor)
         weights.update(dict.fromkeys(names))
         if names:
             return
-        if (life := self._life_of(tensor, INPUT)) is not None:
-            now = len(self.segments) - 1
-            if not life.uses or life.uses[-1] != now:
-                life.uses.append(now)
+        if (lifetime := self._lifetime_of(tensor, INPUT)) is not None:
+            now = len(self.records) - 1
+            if not lifetime.uses or lifetime.uses[-1] != now:
+                lifetime.uses.append(now)
 
-    def _life_of(self, tensor: Tensor, producer: int) -> Life | None:
+    def _lifetime_of(self, tensor: Tensor, producer: int) -> Lifetime | None:
         storage = storage_of(tensor)
         if storage is None:
             return None
         key = int(storage._cdata)
         if key not in self._live:
-            life = Life(storage.nbytes(), producer)
-            self._live[key] = (life, weakref.ref(storage, partial(self._end, key)))
-            self.lives.append(life)
-            self._count(life)
+            lifetime = Lifetime(storage.nbytes(), producer)
+            self._live[key] = (lifetime, weakref.ref(storage, partial(self._end, key)))
+            self.lifetimes.append(lifetime)
+            self._count(lifetime)
         return self._live[key][0]
 
-    def _count(self, life: Life) -> None:
-        """Add a new life to the peaks; what was there before the forward, to those of all segments so far."""
-        self._live_bytes += life.nbytes
-        if life.producer == INPUT:
-            for segment in self.segments:
-                segment.peak_bytes += life.nbytes
-        self.segments[-1].peak_bytes = max(self.segments[-1].peak_bytes, self._live_bytes)
+    def _count(self, lifetime: Lifetime) -> None:
+        """Add a new lifetime to the peak. What was there before the forward counts in all records so far."""
+        self._live_bytes += lifetime.nbytes
+        if lifetime.producer == INPUT:
+            for record in self.records:
+                record.peak_bytes += lifetime.nbytes
+        self.records[-1].peak_bytes = max(self.records[-1].peak_bytes, self._live_bytes)
 
     def _end(self, key: int, _: Any) -> None:
-        """A storage is gone. What a module returns from drops before the next operator was gone when it returned."""
-        (life, _), segment = self._live.pop(key), self.segments[-1]
-        self._live_bytes -= life.nbytes
-        life.end = max(len(self.segments) - (1 if segment.started else 2), life.producer, 0)
-        if not segment.started:
-            segment.peak_bytes = self._live_bytes
-
-
-def is_composite(func: Any) -> bool:
-    """Whether an operator is made of others: in inference mode, such operators are seen whole."""
-    return isinstance(func, OpOverload) and torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), COMPOSITE)
+        """End a lifetime. If no operator has run since the last boundary, it ended before that boundary."""
+        (lifetime, _), record = self._live.pop(key), self.records[-1]
+        self._live_bytes -= lifetime.nbytes
+        lifetime.end = max(len(self.records) - (1 if record.started else 2), lifetime.producer, 0)
+        if not record.started:
+            record.peak_bytes = self._live_bytes
 
 
 @contextmanager
 def boundaries_reported(model: nn.Module, recorder: Recorder) -> Iterator[None]:
-    """Tell the recorder of each module of the model that is entered or left, without touching the modules."""
+    """Tell the recorder each time a module of the model is entered or left, without touching the modules.
+
+    Reports as progress how many modules have been entered at least once.
+    """
     names = {id(module): name for name, module in model.named_modules()}
+    entered = set[int]()
 
     def enter(module: nn.Module, args: Any) -> None:
         if id(module) in names:
             recorder.reach(names[id(module)], "enter")
+            entered.add(id(module))
+            report(PROGRESS, len(entered), len(names))
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         if id(module) in names:
@@ -221,3 +235,115 @@ def boundaries_reported(model: nn.Module, recorder: Recorder) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+        report(PROGRESS, len(names), len(names))
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What one execution of an operator did.
+
+    `shows` are the tensors of which it made views. A view reads nothing; the operator that takes the view does.
+    But the bytes must be at their place when the view is made.
+    """
+
+    reads: tuple[Tensor, ...] = ()
+    shows: tuple[Tensor, ...] = ()
+    writes: tuple[Tensor, ...] = ()
+    flops: int = 0
+    moved_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Touch:
+    """One tensor argument of an operator, and what the operator does to its data."""
+
+    tensor: Tensor
+    read: bool
+    written: bool
+
+
+def effect_of(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> Effect:
+    """The effect of `out = func(*args, **kwargs)`."""
+    name, touches, outputs = operator_name(func), _touches(func, args, kwargs), tensors_in(out)
+    known = {storage_key(touch.tensor) for touch in touches}
+    fresh = [tensor for tensor in outputs if storage_key(tensor) not in known]
+    writes = tuple(touch.tensor for touch in touches if touch.written)
+    if name == "device" or name.startswith(("new_", "sym_", "is_", "empty")) or name.endswith("_like"):
+        return Effect(writes=writes, moved_bytes=0 if "empty" in name else _sum_bytes(fresh))  # asks for the shape only
+    if outputs and not writes and (not fresh or name == "lift_fresh"):
+        return Effect(shows=tuple(touch.tensor for touch in touches))
+    reads = tuple(touch.tensor for touch in touches if touch.read)
+    formula = FLOP_FORMULAS.get(getattr(func, "_overloadpacket", None))
+    flops = 0 if formula is None else int(formula(*args, **kwargs, out_val=out))
+    return Effect(reads, (), writes, flops, _moved_bytes(name, reads, writes, fresh))
+
+
+def tensors_written_by(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """The tensors that an operator is about to change."""
+    return [touch.tensor for touch in _touches(func, args, kwargs) if touch.written]
+
+
+def is_composite(func: Any) -> bool:
+    """Whether an operator is made of others. In inference mode, the recorder sees such operators whole."""
+    return isinstance(func, OpOverload) and torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), COMPOSITE)
+
+
+def operator_name(func: Any) -> str:
+    """The plain name of an operator: `addmm` of `aten.addmm.default`."""
+    schema = getattr(func, "_schema", None)
+    return str(schema.name).split("::")[-1] if schema is not None else str(func)
+
+
+def storage_of(tensor: Tensor) -> torch.UntypedStorage | None:
+    """The storage of a tensor, or None if it has none of its own (sparse and wrapped tensors)."""
+    try:
+        return tensor.untyped_storage()
+    except (NotImplementedError, RuntimeError):
+        return None
+
+
+def storage_key(tensor: Tensor) -> int:
+    """A number that tensors share if and only if they share storage, as long as they live."""
+    storage = storage_of(tensor)
+    return id(tensor) if storage is None else int(storage._cdata)
+
+
+def tensors_in(tree: Any) -> list[Tensor]:
+    """All tensors in nested tuples, lists and dicts."""
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _touches(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Touch]:
+    schema = getattr(func, "_schema", None)
+    if schema is None:  # a higher-order operator: assume that it only reads
+        return [Touch(tensor, read=True, written=False) for tensor in tensors_in((args, dict(kwargs)))]
+    given = dict(kwargs)
+    for argument, value in zip(schema.arguments, args, strict=False):
+        given[argument.name] = value
+    overwrites = operator_name(func) in OVERWRITES
+    silently_written = RUNNING_STATISTICS if given.get("training") is True else ()
+    touches = []
+    for argument in schema.arguments:
+        if argument.name in given:
+            declared = argument.alias_info is not None and argument.alias_info.is_write
+            written = declared or argument.name in silently_written
+            read = not declared or not (overwrites or argument.kwarg_only)  # a keyword-only one is written as `out=`
+            touches += [Touch(tensor, read, written) for tensor in tensors_in(given[argument.name])]
+    return touches
+
+
+def _moved_bytes(name: str, reads: Sequence[Tensor], writes: Sequence[Tensor], fresh: Sequence[Tensor]) -> int:
+    if name in GATHERS:
+        return 2 * _sum_bytes(fresh) + _sum_bytes(reads[1:])
+    if name in SCATTERS:
+        return 2 * _sum_bytes(reads[1:])
+    return _sum_bytes(reads) + _sum_bytes(writes) + _sum_bytes(fresh)
+
+
+def _sum_bytes(tensors: Sequence[Tensor]) -> int:
+    return sum(_moved(tensor) for tensor in tensors)
+
+
+def _moved(tensor: Tensor) -> int:
+    storage, nbytes = storage_of(tensor), tensor.numel() * tensor.element_size()
+    return nbytes if storage is None else min(nbytes, storage.nbytes())  # an expanded tensor is read once

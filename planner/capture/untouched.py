@@ -1,26 +1,30 @@
-"""Leave a model, and the random number generators, as they were found.
+"""Leave a model, the random number generators and torch as they were before the trace.
 
-A forward may keep things: a cache on a module, a computed weight as a plain attribute, a position in a list. Whatever
-can be reached from the model is remembered by reference, except arrays of numbers, which are copied.
+A forward may keep things: a cache on a module, a computed weight as a plain attribute, a position in a list. The code
+here remembers the content of every object that can be reached from the model. It keeps references, and copies only
+numpy arrays. It does not know what a trace is.
 """
 
 from __future__ import annotations
 
+import gc
+import logging
 import random
 import sys
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
-from logging import Logger
 from types import BuiltinFunctionType, CellType, FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses import fake_tensor
 
-OPAQUE = (type, ModuleType, Logger, str, bytes, int, float, complex, type(None))  # belong to others, or cannot change
+SKIPPED = (type, ModuleType, logging.Logger, str, bytes, int, float, complex, type(None))  # shared, or never change
 IN_CODE = (FunctionType, staticmethod, classmethod, property)
 CONTAINERS = (OrderedDict, dict, list, deque, set, frozenset, tuple)
 REFERENCES: dict[type, tuple[str, ...]] = {
@@ -32,16 +36,17 @@ REFERENCES: dict[type, tuple[str, ...]] = {
 }
 MISSING = object()
 
-Undo = Callable[[], None]
+Undo = Callable[[], object]
 
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Whatever happens inside, all that hangs on the model and its classes' cached functions end as they began."""
+    """Put back, at the end, every object below the model, and every function cache of its classes."""
     classes = {base for module in model.modules() for base in type(module).__mro__ if base not in nn.Module.__mro__}
     kept_by_classes = [value for cls in classes for value in vars(cls).values() if not isinstance(value, IN_CODE)]
-    things = everything_below([model, *kept_by_classes])
-    undos = [undo for thing in things for undo in _undos(thing)]
+    undos: list[Undo] = []
+    for thing, layout in _walk([model, *kept_by_classes]):
+        _add_undos(undos, thing, layout)
     undos += [_emptied(function) for function in _cached_functions(classes)]
     try:
         yield
@@ -52,7 +57,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def same_random_numbers(device: torch.device) -> Iterator[None]:
-    """Whatever happens inside, the next random number is the one that would have come anyway."""
+    """Put the random number generators back at the end, so that the next numbers are the same as without the trace."""
     python, numbers = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -62,139 +67,194 @@ def same_random_numbers(device: torch.device) -> Iterator[None]:
         np.random.set_state(numbers)
 
 
+@contextmanager
+def nothing_compiled() -> Iterator[None]:
+    """Run compiled functions (`torch.compile`, flex_attention) as plain Python.
+
+    The compiler refuses to work under a dispatch mode, and remembers the refusal until the process ends.
+    """
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@contextmanager
+def module_to_makes_new_tensors() -> Iterator[None]:
+    """While on, `module.to()` and its like put new tensors into the module, and leave the old tensors as they are.
+
+    Torch changes a parameter in place, which loses the caller's weights and fails on fake tensors. `untouched` puts
+    the old tensors back.
+    """
+    original = nn.Module._apply
+
+    def apply(self: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        for child in self.children() if recurse else ():
+            child._apply(fn)
+        for name, parameter in self._parameters.items():
+            if parameter is not None and (changed := fn(parameter)) is not parameter:
+                self._parameters[name] = nn.Parameter(changed, requires_grad=parameter.requires_grad)
+        for name, buffer in self._buffers.items():
+            self._buffers[name] = None if buffer is None else fn(buffer)
+        return self
+
+    nn.Module._apply = apply  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module._apply = original  # type: ignore[method-assign]
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Pause the garbage collector, so that storages end when the forward drops them and not at some other time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@contextmanager
+def fakes_quiet() -> Iterator[None]:
+    """Stop torch from logging a traceback for each operator that refuses fakes. The error itself says enough."""
+    logger = logging.getLogger(fake_tensor.__name__)
+    was_disabled, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = was_disabled
+
+
 def everything_below(roots: Iterable[Any]) -> Iterator[Any]:
-    """The roots and all that they hold, however deep, each once: in containers, attributes, slots and closures.
+    """Give the roots and all that they hold, each once: in containers, attributes, slots and closures.
 
     >>> [thing for thing in everything_below([{"a": [(random.Random,)]}]) if isinstance(thing, tuple)]
     [(<class 'random.Random'>,)]
     """
-    waiting, seen = list(roots), dict[int, Any]()
+    return (thing for thing, _ in _walk(roots))
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where objects of one class hold others: as a plain container, in slots, and in attributes that Python defines.
+
+    `container` is the plain type whose methods read the object: methods of its own class may do more than that.
+    `is_cached` is true of functions that `functools.lru_cache` made.
+    """
+
+    container: Any
+    slots: tuple[MemberDescriptorType, ...]
+    references: tuple[str, ...]
+    is_cached: bool
+
+
+def _walk(roots: Iterable[Any]) -> list[tuple[Any, Layout]]:
+    waiting, seen, found = list(roots), set[int](), list[tuple[Any, Layout]]()
+    layouts: dict[type, Layout] = {}
     while waiting:
         thing = waiting.pop()
-        if not isinstance(thing, OPAQUE) and id(thing) not in seen:
-            seen[id(thing)] = thing
-            yield thing
-            waiting += _directly_below(thing)
+        if isinstance(thing, SKIPPED) or id(thing) in seen:
+            continue
+        seen.add(id(thing))
+        kind = type(thing)
+        layout = layouts.get(kind) or layouts.setdefault(kind, _layout_of(kind))
+        found.append((thing, layout))  # holds the thing, so that no other one gets its id
+        _add_held(waiting, thing, layout)
+    return found
 
 
-def _directly_below(thing: Any) -> Iterator[Any]:
-    kind = _container(thing)
-    if kind is not None:
-        yield from list(kind.__iter__(thing))
-    if isinstance(thing, dict):
-        yield from list(dict.values(thing))
-    for name in REFERENCES.get(type(thing), ()):
+def _layout_of(kind: type) -> Layout:
+    container = next((plain for plain in CONTAINERS if issubclass(kind, plain)), None)
+    spaces = [] if kind in CONTAINERS else [vars(cls) for cls in kind.__mro__ if "__slots__" in vars(cls)]
+    members = [member for space in spaces for member in space.values() if isinstance(member, MemberDescriptorType)]
+    return Layout(container, tuple(members), REFERENCES.get(kind, ()), _is_cached(kind))
+
+
+def _is_cached(kind: type) -> bool:
+    return hasattr(kind, "cache_info") and hasattr(kind, "cache_clear")
+
+
+def _add_held(waiting: list[Any], thing: Any, layout: Layout) -> None:
+    """Add the objects that one object holds."""
+    if layout.container is not None:
+        waiting += layout.container.__iter__(thing)
+        if isinstance(thing, dict):
+            waiting += dict.values(thing)
+    for name in layout.references:
         with suppress(ValueError):  # an empty cell
-            yield getattr(thing, name)
+            waiting.append(getattr(thing, name))
     if isinstance(thing, np.ndarray) and thing.dtype.hasobject:
-        yield from thing.flat
+        waiting += thing.flat
     if isinstance(attributes := getattr(thing, "__dict__", None), dict):
-        yield attributes
-    yield from (value for value in _slots(thing).values() if value is not MISSING)
+        waiting.append(attributes)
+    if layout.slots:
+        waiting += [value for value in _slot_values(thing, layout.slots) if value is not MISSING]
 
 
-def _container(thing: Any) -> Any:
-    """The plain container that a thing is: what its class overrides may do more than hold things."""
-    return next((kind for kind in CONTAINERS if isinstance(thing, kind)), None)
+def _slot_values(thing: Any, slots: Sequence[MemberDescriptorType]) -> list[Any]:
+    values = []
+    for member in slots:
+        try:
+            values.append(member.__get__(thing))
+        except AttributeError:
+            values.append(MISSING)
+    return values
 
 
-def _slots(thing: Any) -> dict[MemberDescriptorType, Any]:
-    if type(thing) in CONTAINERS:
-        return {}
-    kinds = [vars(cls) for cls in type(thing).__mro__ if "__slots__" in vars(cls)]
-    members = [member for kind in kinds for member in kind.values() if isinstance(member, MemberDescriptorType)]
-    return {member: _value_of(member, thing) for member in members}
-
-
-def _value_of(member: MemberDescriptorType, thing: Any) -> Any:
-    try:
-        return member.__get__(thing)
-    except AttributeError:
-        return MISSING
-
-
-def _undos(thing: Any) -> Iterator[Undo]:
-    """How to put the present content of one thing back."""
-    kind = _container(thing)
+def _add_undos(undos: list[Undo], thing: Any, layout: Layout) -> None:
+    """Add the functions that put the present content of one object back."""
+    kind = layout.container
     if kind in (OrderedDict, dict):
-        yield _restore_mapping(kind, thing)
+        undos.append(partial(_restore_mapping, kind, thing, list(kind.items(thing))))
     elif kind in (list, deque, set):
-        yield _restore_collection(kind, thing)
+        undos.append(partial(_restore_collection, kind, thing, list(kind.__iter__(thing))))
     elif isinstance(thing, np.ndarray) and thing.flags.writeable and _is_numbers_of_its_own(thing):
-        yield partial(np.copyto, thing, thing.copy())
+        undos.append(partial(np.copyto, thing, thing.copy()))
     elif isinstance(thing, torch.Generator):
-        yield _restore_state(thing.get_state(), thing.set_state)
+        undos.append(partial(thing.set_state, thing.get_state()))
     elif isinstance(thing, random.Random):
-        yield _restore_state(thing.getstate(), thing.setstate)
+        undos.append(partial(thing.setstate, thing.getstate()))
     elif isinstance(thing, CellType):
-        yield from _restore_cell(thing)
-    elif _is_cached(thing):
-        yield _emptied(thing)
-    if slots := _slots(thing):
-        yield _restore_slots(thing, slots)
+        with suppress(ValueError):  # an empty cell
+            undos.append(partial(setattr, thing, "cell_contents", thing.cell_contents))
+    elif layout.is_cached:
+        undos.append(_emptied(thing))
+    if layout.slots:
+        undos.append(partial(_restore_slots, thing, layout.slots, _slot_values(thing, layout.slots)))
 
 
-def _restore_mapping(kind: Any, mapping: Any) -> Undo:
-    before = list(kind.items(mapping))
-
-    def undo() -> None:
-        now = list(kind.items(mapping))
-        if _same([part for pair in now for part in pair], [part for pair in before for part in pair]):
-            return
-        kind.clear(mapping)
-        for key, value in before:
-            kind.__setitem__(mapping, key, value)
-
-    return undo
+def _restore_mapping(kind: Any, mapping: Any, before: list[tuple[Any, Any]]) -> None:
+    now = list(kind.items(mapping))
+    if len(now) == len(before) and all(
+        key is old_key and value is old for (key, value), (old_key, old) in zip(now, before, strict=True)
+    ):
+        return
+    kind.clear(mapping)
+    for key, value in before:
+        kind.__setitem__(mapping, key, value)
 
 
-def _restore_collection(kind: Any, collection: Any) -> Undo:
-    before = list(kind.__iter__(collection))
+def _restore_collection(kind: Any, collection: Any, before: list[Any]) -> None:
+    now = list(kind.__iter__(collection))
+    if len(now) != len(before) or any(one is not other for one, other in zip(now, before, strict=True)):
+        kind.clear(collection)
+        (kind.update if kind is set else kind.extend)(collection, before)
 
-    def undo() -> None:
-        if not _same(list(kind.__iter__(collection)), before):
-            kind.clear(collection)
-            (kind.update if kind is set else kind.extend)(collection, before)
 
-    return undo
+def _restore_slots(thing: Any, slots: Sequence[MemberDescriptorType], before: Sequence[Any]) -> None:
+    for member, now, old in zip(slots, _slot_values(thing, slots), before, strict=True):
+        if old is MISSING and now is not MISSING:
+            member.__delete__(thing)
+        elif old is not now:
+            member.__set__(thing, old)
 
 
 def _is_numbers_of_its_own(array: Any) -> bool:
-    """Not of a file or a tensor, which may be large."""
+    """Whether the array owns its memory. Arrays of a file or of a tensor may be large, and are not copied."""
     while isinstance(array, np.ndarray) and not isinstance(array, np.memmap):
         array = array.base
     return not isinstance(array, np.memmap | Tensor)
-
-
-def _restore_state(before: Any, restore: Callable[[Any], object]) -> Undo:
-    def undo() -> None:
-        restore(before)
-
-    return undo
-
-
-def _restore_cell(cell: CellType) -> Iterator[Undo]:
-    with suppress(ValueError):  # an empty cell
-        yield partial(setattr, cell, "cell_contents", cell.cell_contents)
-
-
-def _restore_slots(thing: Any, before: Mapping[MemberDescriptorType, Any]) -> Undo:
-    def undo() -> None:
-        for member, now in _slots(thing).items():
-            if before[member] is MISSING and now is not MISSING:
-                member.__delete__(thing)
-            elif before[member] is not now:
-                member.__set__(thing, before[member])
-
-    return undo
-
-
-def _same(now: list[Any], before: list[Any]) -> bool:
-    return len(now) == len(before) and all(one is other for one, other in zip(now, before, strict=True))
-
-
-def _is_cached(thing: Any) -> bool:
-    return hasattr(type(thing), "cache_info") and hasattr(type(thing), "cache_clear")
 
 
 def _emptied(function: Any) -> Undo:
@@ -209,7 +269,7 @@ def _emptied(function: Any) -> Undo:
 
 
 def _cached_functions(classes: Iterable[type]) -> Iterator[Any]:
-    """The cached functions that classes, and the modules they are from, hold, wrap or call."""
+    """Give the cached functions that classes, and the modules they are from, hold, wrap or call."""
     spaces = [vars(space) for cls in classes for space in (cls, sys.modules.get(cls.__module__)) if space is not None]
     waiting, seen = [value for space in spaces for value in list(space.values())], dict[int, Any]()
     while waiting:
@@ -217,7 +277,7 @@ def _cached_functions(classes: Iterable[type]) -> Iterator[Any]:
         if id(value) in seen:
             continue
         seen[id(value)] = value
-        if _is_cached(value):
+        if _is_cached(type(value)):
             yield value
         elif isinstance(value, FunctionType | staticmethod | classmethod):
             waiting += [getattr(value, "__func__", None), getattr(value, "__wrapped__", None)]

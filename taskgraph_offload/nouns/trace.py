@@ -239,7 +239,7 @@ class Coverage:
         lines = [f"{self.block_bytes:,} of {self.total_bytes:,} bytes in blocks ({self.share:.2%} of what is read)"]
         lines += [f"  always resident: {name}: {reason}" for name, reason in self.reasons.items()]
         if self.unread_bytes:
-            lines.append(f"  never read, never copied: {self.unread_bytes:,} bytes")
+            lines.append(f"  not read by the traced forward: {self.unread_bytes:,} bytes")
         return "\n".join(lines)
 
 

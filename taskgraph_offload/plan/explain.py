@@ -39,6 +39,7 @@ def facts(plan: Plan) -> list[tuple[str, str]]:
         ("budget", _budget(plan)),
         ("resident", _residents(plan)),
         ("streamed", _streamed(plan)),
+        *_unread(plan),
         ("step", _step(plan, timeline)),
         ("bound by", what_binds(timeline)),
         *([("gap", gap(plan, timeline))] if plan.bound.step_seconds else []),
@@ -73,6 +74,15 @@ def _streamed(plan: Plan) -> str:
     back = sum(plan.task_bytes(task) for task in plan.steady if task.kind == "d2h")
     text = f"{readable(plan.streamed_bytes)} per step in {len(copies)} copies: "
     return text + _readers(plan, [task.name for task in copies]) + (f"; {readable(back)} back" if back else "")
+
+
+def _unread(plan: Plan) -> list[tuple[str, str]]:
+    """The weights that the traced forward did not read: another argument or method may read them."""
+    weights = plan.trace.weights
+    names = [name for name in weights if name not in plan.trace.readers]
+    nbytes = sum(weights[name].nbytes for name in names)
+    share = f"{readable(nbytes)} ({nbytes / plan.trace.weight_bytes:.0%} of the weights)" if nbytes else ""
+    return [("not read", f"{share}, not planned: {_some(names)}")] if nbytes else []
 
 
 def _step(plan: Plan, timeline: Timeline) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from taskgraph_offload.planner.capture.capture import capture
+from taskgraph_offload.planner.capture import capture
 from torch import Tensor, nn
 
 from taskgraph_offload.errors import SettingsError

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from taskgraph_offload.planner.capture.capture import capture
+from taskgraph_offload.planner.capture import capture
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 from transformers import DynamicCache

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from taskgraph_offload.planner.capture.capture import capture
+from taskgraph_offload.planner.capture import capture
 from torch import nn
 
 from taskgraph_offload.nouns.trace import INPUT
@@ -23,7 +23,7 @@ X = torch.linspace(-1, 1, 3 * 5 * 8).reshape(3, 5, 8)
 FULL_SIZE_RUN = """
 import resource, sys, time
 import torch
-from taskgraph_offload.planner.capture.capture import capture
+from taskgraph_offload.planner.capture import capture
 from tests.models import FULL_SIZE
 from tests.naive_forward import counted_flops
 model, inputs = FULL_SIZE[sys.argv[1]]()

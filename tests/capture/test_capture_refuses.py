@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from taskgraph_offload.planner.capture.capture import capture
+from taskgraph_offload.planner.capture import capture
 from torch import Tensor, nn
 
 import taskgraph_offload as tgo
@@ -82,7 +82,7 @@ class Elsewhere(Later):
 
 @pytest.mark.parametrize("model", [Later(), Elsewhere()])
 def test_a_forward_that_reads_no_weight_is_refused(model: nn.Module) -> None:
-    with pytest.raises(TraceError, match=r"nothing of the weights was read: is it a generator, or .* another thread"):
+    with pytest.raises(TraceError, match=r"read no weight: is it a generator, or .* another thread"):
         capture(model, X)
 
 
@@ -108,3 +108,68 @@ def test_inputs_that_cannot_be_made_say_why() -> None:
     with pytest.raises(SettingsError, match="a function that failed: ZeroDivisionError: division by zero") as caught:
         capture(_layers(), lambda: 1 / 0)
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+class Raises(nn.Module):
+    """Its forward fails in its own way."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.layer, self.error = nn.Linear(4, 4), error
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "blames_inputs"),
+    [
+        (_layers(), torch.zeros(3, 5), True),
+        (_layers(), {"y": X}, True),
+        (Raises(ValueError("give one of a and b")), X, True),
+        (Raises(RuntimeError("the key of the licence is missing")), X, False),
+        (Raises(NotImplementedError("not on this machine")), X, False),
+    ],
+)
+def test_the_inputs_are_blamed_only_where_they_may_be_the_cause(
+    model: nn.Module, inputs: Any, blames_inputs: bool
+) -> None:
+    with pytest.raises(TraceError) as caught:
+        capture(model, inputs)
+    assert ("Give inputs= that it accepts" in str(caught.value)) is blames_inputs
+    assert ("own code raised this error" in str(caught.value)) is not blames_inputs
+
+
+def test_a_text_is_no_model() -> None:
+    with pytest.raises(SettingsError, match=r"'bert-base' is a text, not a model.*from_pretrained\('bert-base'\)"):
+        tgo.Planner("bert-base", 1, inputs=X).plan()  # type: ignore[arg-type]
+
+
+class Branches(nn.Module):
+    """Reads one of two weights."""
+
+    def __init__(self, looks: bool = False) -> None:
+        super().__init__()
+        self.one, self.other, self.looks, self.takes_other = nn.Linear(4, 4), nn.Linear(4, 6), looks, False
+        self.register_buffer("spare", torch.ones(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.other(x) if self.takes_other else self.one(x)
+        return y * 2 if self.looks and y.sum().item() > 1e9 else y
+
+
+@pytest.mark.parametrize(
+    ("looks", "inputs", "source"), [(False, X, "fake"), (True, X, "real"), (False, None, "symbolic")]
+)
+def test_weights_that_the_forward_did_not_read_are_part_of_the_trace(looks: bool, inputs: Any, source: str) -> None:
+    model = Branches(looks)
+    trace = capture(model, inputs)
+    assert trace.source == source
+    assert {name: weight.nbytes for name, weight in trace.weights.items()} == {
+        name: tensor.nbytes for name, tensor in model.state_dict().items()
+    }
+    unread = ["other.weight", "other.bias", "spare"]
+    assert [name for name in trace.weights if name not in trace.readers] == unread
+    assert f"not read by the traced forward: {4 * (24 + 6 + 5)} bytes" in str(trace.coverage())
+    explained = tgo.Planner(model, 1, inputs=inputs, machine="cpu").plan().explain()
+    assert "not read    140 B (64% of the weights), not planned: other.weight, other.bias, spare\n" in explained

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from taskgraph_offload.planner.capture.capture import capture
+from taskgraph_offload.planner.capture import capture
 from torch import Tensor, nn
 
 from taskgraph_offload.errors import SettingsError, TraceError
@@ -22,6 +22,48 @@ def test_inputs_come_in_any_form() -> None:
     assert len({capture(net, form).fingerprint for form in forms}) == 1
     with pytest.raises(SettingsError, match="a tuple"):
         capture(net, 3)
+
+
+def test_args_and_kwargs_come_together() -> None:
+    net = Net([Block(4, 8)], [0])
+    forms: list[Any] = [((X,), {}), ([X], {}), ((), {"x": X}), lambda: ((), {"x": X})]
+    assert {capture(net, form).fingerprint for form in forms} == {capture(net, X).fingerprint}
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor, options: dict[str, Tensor]) -> Tensor:
+            return self.layer(x) * options["scale"]
+
+    assert capture(Scaled(), (X, {"scale": X})).source == "fake"  # a tensor and a dict: two positional arguments
+
+
+DTYPES = [
+    (lambda: nn.Sequential(nn.Linear(4, 4)), X.double(), "float64", "float32"),
+    (lambda: nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4)), X.double(), "float64", "float32"),
+    (lambda: nn.Sequential(nn.Conv1d(3, 3, 1)).to(torch.bfloat16), X, "float32", "bfloat16"),
+]
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize(("make", "x", "given", "wanted"), DTYPES)
+def test_inputs_of_a_dtype_that_the_model_refuses_are_refused(
+    make: Any, x: Tensor, given: str, wanted: str, device: str
+) -> None:
+    with pytest.raises(RuntimeError, match=r"dtype|data ?type|type"):
+        make()(x)
+    with pytest.raises(TraceError, match=rf"inputs are {given}, its weights {wanted}.*x\.to\(torch\.{wanted}\)"):
+        capture(make().to(device), x)
+
+
+def test_inputs_of_a_dtype_that_the_model_takes_are_traced() -> None:
+    norm = nn.Sequential(nn.LayerNorm(4))
+    assert norm(X.bfloat16()).dtype == torch.bfloat16
+    assert capture(norm, X.bfloat16()).source == "fake"
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert capture(nn.Sequential(nn.Linear(4, 4)), X).source == "fake"
 
 
 def test_without_inputs_the_models_own_example_is_used_then_a_symbolic_trace() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from taskgraph_offload.planner.capture.operators import effect_of
+from taskgraph_offload.planner.capture.recorder import effect_of
 from torch import Tensor
 
 aten = torch.ops.aten

@@ -4,7 +4,7 @@ from functools import cache
 
 import pytest
 from taskgraph_offload.planner import strategies
-from taskgraph_offload.planner.capture.capture import capture
+from taskgraph_offload.planner.capture import capture
 
 import taskgraph_offload as tgo
 

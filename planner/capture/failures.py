@@ -1,0 +1,168 @@
+"""What cannot be traced, and what to do about it.
+
+Checks a model before anything is touched, and explains why a forward failed. Never runs or changes anything.
+"""
+
+from __future__ import annotations
+
+import dis
+import re
+import traceback
+from collections.abc import Collection
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses import fake_tensor
+
+from taskgraph_offload.errors import SettingsError, TraceError, shown
+from taskgraph_offload.foreign import refuse_foreign_hooks
+
+from .inputs import Inputs
+from .recorder import tensors_in
+from .weights import MixedDtypesError, WeightMap
+
+NEEDS_REAL_DATA = {  # by name: not every torch has all of them
+    *("DataDependentOutputException", "DynamicOutputShapeException", "UnsupportedFakeTensorException"),
+    *("UnsupportedOperatorException", "UnsupportedMutationAliasingException", "MetadataMismatchError"),
+}
+SPEAKS_OF_DATA = (
+    "faketensor",
+    "fake tensor",
+    "data pointer",
+    "data_ptr",
+    "tensor subclass",
+    "meta tensor",
+    "data-dependent",
+)
+SPEAKS_OF_DTYPES = re.compile(r"dtype|scalar type|(input|bias|weight) type", re.IGNORECASE)
+HOOK_FILES = re.compile(r"[/\\](diffusers|accelerate)[/\\]hooks\b")
+BAD_ARGUMENT = (TypeError, ValueError, LookupError, AttributeError, AssertionError)
+
+GIVE_INPUTS = "Give inputs= that it accepts."
+NO_CONTEXT = (
+    "Its cache hooks of diffusers need a context. Plan inside `with model.cache_context('cond'):`, "
+    "or call model.disable_cache() first."
+)
+COMPILED = (
+    "A compiled part failed. Trace the module before it is compiled: for what torch.compile returned, `_orig_mod`."
+)
+HOOK = "A hook that {library} put on the model failed. The model must run as it is, or without the hook."
+NOT_THE_INPUTS = "The model's own code raised this error. The model must run by itself before it can be planned."
+
+
+def check_model(model: Any, entry: Any) -> None:
+    """Raise if the model is no module, has no such method, or keeps its weights where a trace cannot replace them."""
+    if isinstance(model, str):
+        raise SettingsError(
+            f"{shown(model)} is a text, not a model: load the model first, as in "
+            f"transformers.AutoModel.from_pretrained({shown(model)}), and give what that returns"
+        )
+    if not isinstance(model, nn.Module):
+        raise SettingsError(f"only a torch.nn.Module can be traced, not a {type(model).__name__}")
+    if not isinstance(entry, str) or not callable(getattr(model, entry, None)):
+        raise SettingsError(f"entry={entry!r}: {type(model).__name__} has no such method")
+    for name, module in model.named_modules():
+        _check_module(f"{type(model).__name__}.{name}".rstrip("."), module)
+    refuse_foreign_hooks(model)
+
+
+def _check_module(who: str, module: nn.Module) -> None:
+    if isinstance(module, torch.jit.ScriptModule):
+        raise TraceError(
+            f"{who} is a torch.jit.ScriptModule, which keeps its weights in C++, out of reach; "
+            "give the module that it was scripted or traced from"
+        )
+    wrappers = [*vars(module).values(), *module._forward_pre_hooks.values()]
+    if any(getattr(type(wrapper), "is_offloading", False) is True for wrapper in wrappers):
+        raise SettingsError(
+            f"{who} is attached to an Executor, so it cannot be traced: "
+            "detach the executor (or leave its `with` block) first"
+        )
+
+
+def check_patterns(patterns: Any) -> None:
+    """Raise if `blocks=` is not a list of name patterns."""
+    if isinstance(patterns, str) or not isinstance(patterns, Collection):
+        example = patterns if isinstance(patterns, str) else "layers.*"
+        raise SettingsError(f"blocks={patterns!r}: give a list of name patterns, as in blocks=[{example!r}]")
+    if not patterns:
+        raise SettingsError("blocks=[] names no module; give name patterns, as in blocks=['layers.*'], or leave it out")
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise SettingsError(f"blocks= holds {pattern!r}; give name patterns only, as in blocks=['layers.*']")
+
+
+def may_succeed_for_real(error: BaseException) -> bool:
+    """Whether a run on fakes failed because they are fakes. Operators on fakes are at times stricter than real ones."""
+    frames = traceback.extract_tb(error.__traceback__)
+    refused = any(frame.filename == fake_tensor.__file__ for frame in frames)
+    return refused or isinstance(error, MixedDtypesError) or looks_at_data(error)
+
+
+def looks_at_data(error: BaseException | None) -> bool:
+    """Whether a run failed because the forward looks at data, which fakes do not have."""
+    while error is not None:
+        text = str(error).lower()
+        if type(error).__name__ in NEEDS_REAL_DATA or any(phrase in text for phrase in SPEAKS_OF_DATA):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def failure(model: nn.Module, where: WeightMap, entry: str, inputs: Inputs, error: BaseException) -> TraceError:
+    """The error that says why a forward failed, and what to do."""
+    who = f"{type(model).__name__}.{entry}{inputs}"
+    reason = f"{type(error).__name__}: {error}".strip()
+    if where.device.type == "meta" and looks_at_data(error):
+        return TraceError(
+            f"{who} looks at data: it must run once for real, and its weights are on the meta device. "
+            f"Load them on a device that can run it, and trace that. {reason}"
+        )
+    return TraceError(f"{who} failed, so it cannot be traced. {_advice(where, inputs, error)} {reason}")
+
+
+def _advice(where: WeightMap, inputs: Inputs, error: BaseException) -> str:
+    text, innermost = str(error), _innermost(error)
+    if "cache context" in text:
+        return NO_CONTEXT
+    if type(error).__module__.startswith("torch._dynamo"):
+        return COMPILED
+    if innermost and (library := HOOK_FILES.search(innermost.tb_frame.f_code.co_filename)):
+        return HOOK.format(library=library[1])
+    if SPEAKS_OF_DTYPES.search(text) and (advice := _dtype_advice(where, inputs)):
+        return advice
+    if not isinstance(error, BAD_ARGUMENT) and innermost and _is_raised_by_python(innermost):
+        return NOT_THE_INPUTS
+    return GIVE_INPUTS
+
+
+def _dtype_advice(where: WeightMap, inputs: Inputs) -> str | None:
+    """What to do about inputs of a floating dtype that no weight has."""
+    given = {
+        str(t.dtype).removeprefix("torch.")
+        for t in tensors_in((inputs.args, dict(inputs.kwargs or {})))
+        if t.is_floating_point()
+    }
+    floats = [weight for weight in where.weights.values() if getattr(torch, weight.dtype).is_floating_point]
+    if not floats or given <= {weight.dtype for weight in floats}:
+        return None
+    dtype = max(floats, key=lambda weight: weight.nbytes).dtype
+    strange = " and ".join(sorted(given - {weight.dtype for weight in floats}))
+    return f"Its inputs are {strange}, its weights {dtype}: give inputs= of that dtype, as in x.to(torch.{dtype})."
+
+
+def _innermost(error: BaseException) -> TracebackType | None:
+    """Where the error was raised."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    return place
+
+
+def _is_raised_by_python(place: TracebackType) -> bool:
+    """Whether a `raise` statement outside torch raised an error, and not an operator."""
+    code = place.tb_frame.f_code
+    is_raise = code.co_code[place.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+    return is_raise and not code.co_filename.startswith(torch.__path__[0])
