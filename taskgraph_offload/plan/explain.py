@@ -8,7 +8,7 @@ Reads a plan and its predicted timeline; decides nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -183,11 +183,13 @@ def _warnings(plan: Plan) -> list[tuple[str, str]]:
     return [("careful", warning) for warning in warnings]
 
 
-def _readers(plan: Plan, copied: Iterable[str], most: int = 4) -> str:
+def _readers(plan: Plan, copied: Iterable[str]) -> str:
     """Name the first blocks that read any of these bundles or activations, and count the others."""
     wanted = set(copied)
     calls = [plan.calls[call] for call, reads in plan.reads_of.items() if not wanted.isdisjoint(reads)]
     blocks = list(dict.fromkeys([call.block or call.name for call in calls]))
-    if not blocks:
-        return "none"
-    return "for " + ", ".join(blocks[:most]) + (f" and {len(blocks) - most} more" if len(blocks) > most else "")
+    return f"for {_some(blocks)}" if blocks else "none"
+
+
+def _some(names: Sequence[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

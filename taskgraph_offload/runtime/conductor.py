@@ -227,7 +227,8 @@ class Conductor:
     def serving(self, module: str) -> Iterator[None]:
         """A module runs that owns weights which no call of the plan reads: they come on demand.
 
-        If the plan reads none of its weights, nobody expected the module, and it gets all that it owns at once.
+        If nobody expected the module, it gets all the weights that it owns at once. No copy of the plan is issued
+        before it ends, so they stay where they are.
         """
         unread = self._needs.unread[module]
         with ExitStack() as stack:

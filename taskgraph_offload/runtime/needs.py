@@ -52,7 +52,7 @@ class Need:
 
 @dataclass(frozen=True)
 class Unread:
-    """Weights of one module that no call of the plan reads. `is_unexpected`: the plan reads no weight of the module."""
+    """Weights of one module that no call of the plan reads. `is_unexpected`: nor does any call begin in the module."""
 
     weights: tuple[WeightHome, ...]
     is_unexpected: bool
@@ -103,7 +103,7 @@ class Needs:
         moving = {id(t.tensor) for t in homes.tensors() if t.weight in plan.seats and t.weight not in standing}
         self.blocks_of: dict[str, tuple[str, ...]] = {block: (block,) for block in self.blocks if block}
         self.blocks_of |= _blocks_of_modules(model, self.blocks, moving)
-        self.unread = _owners_of_unread(model, homes)
+        self.unread = _owners_of_unread(model, homes, {call.boundary.module for call in plan.trace.calls})
         self.entries = _modules_around_all_blocks(model, self.blocks)
         self.doors = self._doors()
 
@@ -228,7 +228,7 @@ def _blocks_of_modules(model: nn.Module, blocks: Collection[str], moving: Contai
     return {path: tuple(found[module]) for path, module in paths.items() if module in found and module not in elsewhere}
 
 
-def _owners_of_unread(model: nn.Module, homes: Homes) -> dict[str, Unread]:
+def _owners_of_unread(model: nn.Module, homes: Homes, boundaries: Collection[str]) -> dict[str, Unread]:
     """The weights that no call reads, by the nearest module above each that has a forward; the root owns the rest."""
     home_of = {id(shown.tensor): homes.weights[shown.weight] for shown in homes.tensors()}
     owned: dict[str, dict[WeightHome, None]] = {}
@@ -240,7 +240,8 @@ def _owners_of_unread(model: nn.Module, homes: Homes) -> dict[str, Unread]:
     for owner, weights in owned.items():
         unread = tuple(home for home in weights if not home.planned and home.memory.nbytes and not home.is_number)
         if unread:
-            found[owner] = Unread(unread, bool(owner) and not any(home.planned for home in weights))
+            is_planned = any(home.planned for home in weights) or any(owner in (b, *above(b)) for b in boundaries)
+            found[owner] = Unread(unread, bool(owner) and not is_planned)
     return found
 
 

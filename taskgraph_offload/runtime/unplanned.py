@@ -164,7 +164,8 @@ class OnDemand:
 
     def memory_of(self, home: WeightHome, call: str, seated: Need | None, also: Sequence[Range]) -> Brought:
         """A weight on the device, for one operator. `also`: bytes of the arena that this operator needs, too."""
-        found = self._find(home) or self._bring(home, call, seated, also)
+        taken = self._taken(seated, also)
+        found = self._find(home, taken) or self._bring(home, call, taken)
         if found is None:
             needed = self._plan.budget_bytes + home.memory.nbytes
             raise ExecutionError(
@@ -197,7 +198,8 @@ class OnDemand:
         self._pointed.clear()
 
     def _hold(self, home: WeightHome, call: str, seated: Need | None) -> Brought | None:
-        brought = self._find(home) or self._bring(home, call, seated, ())
+        taken = self._taken(seated, ())
+        brought = self._find(home, taken) or self._bring(home, call, taken)
         if brought is None:
             return None
         brought.held += 1
@@ -221,20 +223,31 @@ class OnDemand:
             self._device.reached("a change", brought.memory, [], [(0, brought.memory.nbytes)])
         self.used(brought, changed)
 
-    def _find(self, home: WeightHome) -> Brought | None:
-        """What was brought before, if its bytes are still there."""
+    def _find(self, home: WeightHome, taken: Sequence[Range]) -> Brought | None:
+        """What was brought before, if its bytes are still there, and if nothing that runs now will overwrite them."""
         found = self._brought.get(home.name)
         if found is None or found.place is None:
             return found
-        if self._arena.holds_beside_the_plan(home.name, found.place, found.memory.nbytes):
+        start, stop = found.place, found.place + found.memory.nbytes
+        is_free = found.held or not any(first < stop and start < last for first, last in taken)
+        if is_free and self._arena.holds_beside_the_plan(home.name, start, stop - start):
             return found
         del self._brought[home.name]
         return None
 
-    def _bring(self, home: WeightHome, call: str, seated: Need | None, also: Sequence[Range]) -> Brought | None:
+    def _taken(self, seated: Need | None, also: Sequence[Range]) -> list[Range]:
+        """The bytes of the arena that what runs now reads."""
+        taken = [*self._standing, *also]
+        taken += [(start, stop) for _, start, stop in seated.ranges] if seated is not None else []
+        for one in self._brought.values():
+            if one.held and one.place is not None:
+                taken.append((one.place, one.place + aligned(one.memory.nbytes)))
+        return taken
+
+    def _bring(self, home: WeightHome, call: str, taken: Sequence[Range]) -> Brought | None:
         nbytes, place = home.memory.nbytes, None
         if self.beside_bytes + nbytes > self.spare_bytes:
-            place = self._free_place(aligned(nbytes), seated, also)
+            place = self._free_place(aligned(nbytes), taken)
             if place is None:
                 return None
         else:
@@ -249,13 +262,8 @@ class OnDemand:
         if brought.place is None and not brought.held and self._brought.pop(brought.home.name, None) is not None:
             self.beside_bytes -= brought.memory.nbytes
 
-    def _free_place(self, nbytes: int, seated: Need | None, also: Sequence[Range]) -> int | None:
-        """So many bytes of the arena that nothing which runs now reads: the next ones, so that the last ones stay."""
-        taken = [*self._standing, *also]
-        taken += [(start, stop) for _, start, stop in seated.ranges] if seated is not None else []
-        for one in self._brought.values():
-            if one.held and one.place is not None:
-                taken.append((one.place, one.place + aligned(one.memory.nbytes)))
+    def _free_place(self, nbytes: int, taken: Sequence[Range]) -> int | None:
+        """So many bytes of the arena that are not taken: the ones after the last ones, so that these last."""
         gaps, end = [], 0
         for start, stop in [*sorted(taken), (self._plan.arena_bytes, self._plan.arena_bytes)]:
             if start - aligned(end) >= nbytes:
