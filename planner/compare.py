@@ -14,9 +14,9 @@ from taskgraph_offload.plan.plan import Plan, title_of
 from taskgraph_offload.plan.simulate import SETTLED
 
 from . import strategies
-from .assemble import Request, make_plan, smallest_budget
-from .auto.rivals import VARIANTS
+from .assemble import make_plan, smallest_budget
 from .bound.bounds import bound
+from .strategy import Request
 
 Choice: TypeAlias = str | tuple[str, Mapping[str, Any]]  # a strategy's name, or its name and options
 
@@ -59,8 +59,9 @@ def budgets_between(request: Request, steps: int, choices: Sequence[Choice] | No
 
 
 def everything() -> tuple[Choice, ...]:
-    """All strategies that there are, and the variants of layerwise."""
-    return (*strategies.names(), *VARIANTS)
+    """All strategies, and the variants that are worth comparing."""
+    variants = [(name, options) for name in strategies.names() for options in strategies.find(name).variants]
+    return (*strategies.names(), *variants)
 
 
 def _requests(request: Request, choices: Sequence[Choice] | None) -> list[Request]:

@@ -18,10 +18,11 @@ from taskgraph_offload.nouns.trace import Trace
 from taskgraph_offload.plan.plan import Outlook, Plan, aligned
 
 from . import strategies
-from .assemble import Request, draft, make_plan
-from .bound.bounds import bound, smallest_budget_without_stall
+from .assemble import draft, make_plan
+from .bound.bounds import smallest_budget_without_stall
 from .calibrate import measured_machine, measured_trace, with_seconds_of
 from .compare import Choice, budgets_between, compare, sweep
+from .strategy import Request
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +51,7 @@ class Planner:
         *,
         inputs: Any = None,
         entry: str = "forward",
-        strategy: str = "auto",
+        strategy: str = strategies.DEFAULT,
         machine: Machine | str | None = None,
         blocks: Sequence[str] | None = None,
         **options: Any,
@@ -81,7 +82,7 @@ class Planner:
         trace: Trace,
         budget_gb: float | str,
         *,
-        strategy: str = "auto",
+        strategy: str = strategies.DEFAULT,
         machine: Machine | str | None = None,
         **options: Any,
     ) -> Planner:
@@ -177,17 +178,15 @@ class Planner:
         return Request(self.trace, self.machine, self._strategy, self._options, self.margin_bytes)
 
     def _outlook(self, plan: Plan) -> Outlook:
-        """The step with one GiB more: planned again where that is quick; else guessed from the bound.
+        """The budget from which nothing stalls, and the step with one GiB more.
 
-        The guess is that a plan reaches the bound where that is compute, and else stays as far from it as this plan.
+        That step is planned, unless the strategy has a quicker guess.
         """
-        step, more = plan.settled_seconds, plan.budget_bytes + GIB
-        if self._strategy == "auto":
-            with_more = bound(self.trace, more - self.margin_bytes, self.machine).step_seconds
-            if with_more > sum(call.cost(self.machine) for call in self.trace.calls) * (1 + 1e-9):
-                with_more *= step / plan.bound.step_seconds
-        else:
+        more, step_with = plan.budget_bytes + GIB, strategies.find(self._strategy).step_with
+        if step_with is None:
             with_more = draft(self._request(), more).settled_seconds
+        else:
+            with_more = step_with(self._request(), more, plan)
         enough = smallest_budget_without_stall(self.trace, self.machine) + self.margin_bytes
         return Outlook(enough, with_more)
 

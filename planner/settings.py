@@ -25,8 +25,8 @@ from taskgraph_offload.nouns.budget import parse_budget
 from taskgraph_offload.nouns.machine import Machine
 
 from . import strategies
-from .options import options_of
 from .planner import parse_margin
+from .strategy import options_of
 from .strict_yaml import Node, Refusal, Scalar, read_strictly
 
 Checked = TypeVar("Checked")
@@ -38,7 +38,7 @@ class Settings:
 
     budget: float | str | None = None
     machine: Machine | str | None = None
-    strategy: str = "auto"
+    strategy: str = strategies.DEFAULT
     options: Mapping[str, Scalar] = field(default_factory=dict)
     blocks: tuple[str, ...] | None = None
     entry: str = "forward"
@@ -202,7 +202,7 @@ def _accepted_keys(inside: tuple[str, ...]) -> Sequence[str]:
         case ("machine", *_):
             return OF_MACHINE
         case ("options", *_) | ("components", _, "options", *_):
-            known = {name: ", ".join(options_of(strategies.find(name))) for name in strategies.names()}
+            known = {name: ", ".join(options_of(strategies.find(name).schedule)) for name in strategies.names()}
             return [f"{options} (of {name})" for name, options in known.items() if options]
         case ("components", *_):
             return OF_COMPONENT

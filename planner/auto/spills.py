@@ -20,8 +20,8 @@ from taskgraph_offload.nouns.graph import ACTIVATION, Task
 from taskgraph_offload.nouns.trace import INPUT, Activation, Trace
 from taskgraph_offload.plan.plan import aligned
 
-from ..bound.idle import first_pieces, idle_spans
-from .units import cut_finer
+from ..bound.bounds import first_pieces, idle_spans
+from .stock import cut_finer
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,17 +8,28 @@ that the units from the first to that one read has been there. What did not fit 
 
     start of j  >=  end of i  +  link * (bytes that i..j read, each weight once  -  room while i computes)
 
-for every window of no more than one cycle, besides one unit after the other. `pace` says what a steady cycle takes.
-This module knows numbers only: no trace, no plan.
+for every window of no more than one cycle, besides one unit after the other.
+
+A steady cycle takes at best the largest mean of a circuit through all these constraints between starts:
+
+    unit 0 ---> unit 1 ---> unit 2 ---> unit 3 ---> (unit 0 of the next cycle)      one unit after the other
+       \\__________________________________/^                                        windows that bytes must pass
+
+A circuit that goes once round the cycle and adds up to 3 seconds makes every cycle last 3 seconds. One that goes round
+twice and adds up to 7 seconds makes it 3.5. This module knows numbers only: no trace, no plan.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
+from typing import NamedTuple
+
+_TOLERANCE = 1e-10
+_PATIENCE = 16  # rounds that only move starts: paths can go round many cycles, and matter no more
 
 
 @dataclass(frozen=True)
@@ -118,3 +129,105 @@ def room_without_stall(cycle: Cycle, rate: float, more: Sequence[float]) -> floa
             most = max(most, (late - (end - cycle.seconds[unit % count])) * rate)
         windows.begin(unit, end)
     return most
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """The seconds of a steady cycle, and starts of its units that keep all constraints at that pace."""
+
+    seconds: float
+    starts: tuple[float, ...]
+
+
+def steady_pace(cycle: Cycle, rate: float) -> Pace:
+    """The largest mean of a circuit of constraints, by policy iteration: every round is O(units), and few are needed.
+
+    A policy says for each unit which constraint decides its start. Following it back ends in a circuit, whose mean is
+    a pace that no schedule beats; starts at that pace show which units another constraint would delay.
+    """
+    edges = max(_chained(cycle), _longest_windows(cycle, rate), key=lambda policy: max(_circuits(policy)))
+    pace, patience = _follow(cycle, edges), _PATIENCE
+    while patience:
+        changed = False
+        for k, (start, edge) in enumerate(_deciding(cycle, rate, pace)):
+            if start > pace.starts[k] + _TOLERANCE * pace.seconds:
+                edges[k], changed = edge, True
+        if not changed:
+            break
+        slower = _follow(cycle, edges)
+        patience = patience - 1 if slower.seconds <= pace.seconds * (1 + _TOLERANCE) else _PATIENCE
+        pace = slower
+    return pace
+
+
+class _Edge(NamedTuple):
+    """A unit starts so many seconds after another one does; after that of the cycle before, if `origin` is negative."""
+
+    origin: int
+    seconds: float
+
+
+def _chained(cycle: Cycle) -> list[_Edge]:
+    """For each unit: it starts when the unit before it ends."""
+    return [_Edge(unit - 1, cycle.seconds[unit - 1]) for unit in range(len(cycle.seconds))]
+
+
+def _longest_windows(cycle: Cycle, rate: float) -> list[_Edge]:
+    """For each unit: the window of all units that ends at this one; a single unit follows itself."""
+    count = len(cycle.seconds)
+    if count == 1:
+        return _chained(cycle)
+    firsts = [(unit + 1) % count for unit in range(count)]
+    seconds = [cycle.seconds[first] + (cycle.total - cycle.room[first]) / rate for first in firsts]
+    return [_Edge(unit + 1 - count, lasts) for unit, lasts in enumerate(seconds)]
+
+
+def _deciding(cycle: Cycle, rate: float, pace: Pace) -> Iterator[tuple[float, _Edge]]:
+    """For each unit: the earliest start that those before it allow, and the constraint that decides it."""
+    windows, count = Windows(cycle, rate), len(cycle.seconds)
+    starts = [start - pace.seconds for start in pace.starts] + list(pace.starts)
+    for unit in range(2 * count):
+        late, origin = windows.latest(unit)
+        if unit >= count:
+            chained = starts[unit - 1] + cycle.seconds[unit - count - 1]
+            if late <= chained:
+                late, origin = chained, unit - 1
+            yield late, _Edge(origin - count, late - starts[origin])
+            starts[unit] = max(starts[unit], late)
+        windows.begin(unit, starts[unit] + cycle.seconds[unit % count])
+
+
+def _follow(cycle: Cycle, edges: list[_Edge]) -> Pace:
+    """The pace of a policy's slowest circuit, and the starts that follow; a unit led elsewhere is chained instead."""
+    count = len(edges)
+    seconds, root = max(_circuits(edges))
+    starts: dict[int, float] = {root: 0.0}
+    for first in (*range(root + 1, count), *range(root)):
+        path = _path(edges, first, starts) if first not in starts else []
+        if path and edges[path[-1]].origin % count not in starts:
+            edges[first], path = _Edge(first - 1, cycle.seconds[first - 1]), [first]
+        for unit in reversed(path):
+            origin, after = edges[unit]
+            starts[unit] = starts[origin % count] + after - (seconds if origin < 0 else 0.0)
+    return Pace(seconds, tuple(map(starts.__getitem__, range(count))))
+
+
+def _path(edges: Sequence[_Edge], unit: int, known: Container[int]) -> list[int]:
+    """From a unit back to one whose origin is known, or to where the path would meet itself."""
+    path: dict[int, None] = {}
+    while unit not in known and unit not in path:
+        path[unit] = None
+        unit = edges[unit].origin % len(edges)
+    return list(path)
+
+
+def _circuits(edges: Sequence[_Edge]) -> Iterator[tuple[float, int]]:
+    """Each circuit of a policy: its mean seconds for one cycle, and one of its units."""
+    seen: set[int] = set()
+    for first in range(len(edges)):
+        path = _path(edges, first, seen) if first not in seen else []
+        seen.update(path)
+        last = edges[path[-1]].origin % len(edges) if path else -1
+        if last in path:
+            origins, seconds = zip(*[edges[unit] for unit in path[path.index(last) :]], strict=True)
+            yield sum(seconds) / sum([origin < 0 for origin in origins]), last

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 from taskgraph_offload.nouns.graph import Task
 
-from ..problem import Problem
-from ..schedule import Schedule
+from ..strategy import Problem, Schedule
 
 
 def schedule(problem: Problem) -> Schedule:
-    """Keep groups in the order in which calls need them, as long as the largest demand of the rest still fits."""
+    """Keep bundles in the order in which calls need them, as long as the largest demand of the rest still fits."""
     kept: set[str] = set()
     for name in dict.fromkeys(name for needs in problem.needs for name in needs):
         if problem.bytes_of(kept | {name}) + _largest_demand(problem, kept | {name}) <= problem.capacity:
@@ -27,7 +26,7 @@ def schedule(problem: Problem) -> Schedule:
         previous = problem.computes[index - 1].name
         steady += [Task("h2d", name, after=previous) for name in needs if name not in kept]
         steady.append(compute)
-    return Schedule(problem.groups, frozenset(kept), tuple(steady))
+    return Schedule(problem.bundles, frozenset(kept), tuple(steady))
 
 
 def _largest_demand(problem: Problem, kept: set[str]) -> int:

@@ -24,11 +24,12 @@ from typing import Annotated, Literal
 
 from taskgraph_offload.nouns.graph import Task
 
-from ..options import Range
-from ..problem import Problem
-from ..schedule import Infeasible, Schedule
+from ..seats import arena_bytes
+from ..strategy import Infeasible, Problem, Range, Schedule
 
 Residents = Literal["leading", "spread"]
+
+VARIANTS = ({"residents": "leading"}, {"residents": "spread"})
 
 
 def schedule(
@@ -49,7 +50,7 @@ def schedule(
         gates = _when_a_buffer_is_free if residents == "spread" else _when_an_earlier_block_starts
         for wraps in (True, False):
             candidate = _order(problem, streaming, gates(blocks, streaming, prefetch, len(problem.computes)), wraps)
-            needed = problem.arena_bytes(candidate)
+            needed = arena_bytes(candidate, problem.trace)
             if needed <= problem.capacity:
                 return candidate
             smallest.append(needed)
@@ -80,12 +81,12 @@ def _fits(problem: Problem, streaming: Sequence[int], prefetch: int) -> bool:
     streamed = {name for index in streaming for name in _streamed_by(problem, index)}
     buffer = max((problem.bytes_of(_streamed_by(problem, index)) for index in streaming), default=0)
     buffers = min(prefetch + 1, len(streaming))
-    return problem.bytes_of(set(problem.groups) - streamed) + buffers * buffer <= problem.capacity
+    return problem.bytes_of(set(problem.bundles) - streamed) + buffers * buffer <= problem.capacity
 
 
 def _streamed_by(problem: Problem, index: int) -> list[str]:
-    """The groups that a call alone reads: a layer's own weights."""
-    return [name for name in problem.needs[index] if len(problem.group_readers[name]) == 1]
+    """The bundles that a call alone reads: a layer's own weights."""
+    return [name for name in problem.needs[index] if len(problem.bundle_readers[name]) == 1]
 
 
 def _when_an_earlier_block_starts(
@@ -105,10 +106,10 @@ def _when_a_buffer_is_free(blocks: Sequence[int], streaming: Sequence[int], pref
 
 
 def _order(problem: Problem, streaming: Sequence[int], gates: Sequence[int], wraps: bool) -> Schedule:
-    """Computes in order, each copy behind its gate; `wraps`: the first copies of a step already during the one before.
+    """Place each copy after the call it waits for, its gate; `wraps` prefetches the first blocks of the next step.
 
-    A gate before the first call lies in the cycle before: at the end of this list, for the next cycle; or, without
-    wrap, behind the last call.
+    A negative gate is a call of the cycle before. With `wraps`, that copy stands behind the same call of this cycle,
+    for the next one; else it stands before the first call.
     """
     computes, count = problem.computes, len(problem.computes)
     behind: dict[int, list[Task]] = {}
@@ -121,4 +122,4 @@ def _order(problem: Problem, streaming: Sequence[int], gates: Sequence[int], wra
     for index, compute in enumerate(computes):
         steady += [compute, *behind.get(index, ())]
     streamed = {name for index in streaming for name in _streamed_by(problem, index)}
-    return Schedule(problem.groups, frozenset(set(problem.groups) - streamed), tuple(steady))
+    return Schedule(problem.bundles, frozenset(set(problem.bundles) - streamed), tuple(steady))

@@ -15,15 +15,14 @@ from itertools import groupby
 
 from taskgraph_offload.nouns.graph import Task
 
-from ..problem import Problem
-from ..schedule import Schedule
+from ..strategy import Problem, Schedule
 
 
 def schedule(problem: Problem, *, writeback: bool = False) -> Schedule:
     """Bring a component whole when its first call comes, drop it when the next component's does."""
     runs = [list(run) for _, run in groupby(range(len(problem.needs)), lambda i: problem.trace.calls[i].component)]
     if len(runs) == 1:
-        return Schedule(problem.groups, frozenset(problem.groups), problem.computes, loads_first=True)
+        return Schedule(problem.bundles, frozenset(problem.bundles), problem.computes, loads_first=True)
     calls = problem.trace.calls
     stays_round = calls[0].component == calls[-1].component  # the last run goes on in the next cycle's first one
     needs = [_needs(problem, [*run, *runs[0]] if stays_round and run is runs[-1] else run) for run in runs]
@@ -37,9 +36,9 @@ def schedule(problem: Problem, *, writeback: bool = False) -> Schedule:
         if writeback and not (stays_round and run is runs[-1]):
             leaving = needs[-1] if stays_round and position == 0 else needs[position]
             steady += [Task("d2h", name, after=last) for name in leaving]
-    return Schedule(problem.groups, frozenset(), tuple(steady), loads_first=True)
+    return Schedule(problem.bundles, frozenset(), tuple(steady), loads_first=True)
 
 
 def _needs(problem: Problem, run: list[int]) -> list[str]:
-    """The groups that a run of calls reads."""
+    """The bundles that a run of calls reads."""
     return list(dict.fromkeys(name for index in run for name in problem.needs[index]))

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 from taskgraph_offload.nouns.graph import Task
 
-from ..problem import Problem
-from ..schedule import Schedule
+from ..strategy import Problem, Schedule
 
 
 def schedule(problem: Problem) -> Schedule:
@@ -23,4 +22,4 @@ def schedule(problem: Problem) -> Schedule:
     for index, (compute, needs) in enumerate(zip(computes, problem.needs, strict=True)):
         steady += [Task("h2d", name, after=computes[index - 1].name) for name in needs]
         steady.append(compute)
-    return Schedule(problem.groups, frozenset(), tuple(steady))
+    return Schedule(problem.bundles, frozenset(), tuple(steady))
