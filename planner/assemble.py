@@ -1,4 +1,4 @@
-"""From a trace, a budget and a strategy to a whole plan: schedule, seats, cold cycle, bound; proved at the end."""
+"""Makes a whole plan from a request and a budget: schedule, seats, cold cycle, bound; proves it at the end."""
 
 from __future__ import annotations
 

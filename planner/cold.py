@@ -71,7 +71,7 @@ def _next_due(
 def _found_on_the_device(
     schedule: Schedule, trace: Trace, readers: Mapping[str, Sequence[int]], index_of: Mapping[str, int]
 ) -> list[tuple[int, Task]]:
-    """The copies that a steady cycle does without, because the bytes are there when it begins: (first reader, copy)."""
+    """Copies of what is on the device when a steady cycle begins, each with the first call that reads it."""
     brought: dict[str, list[tuple[int, int]]] = {name: [] for name in schedule.bundles}
     reached = -1
     for task in schedule.steady:

@@ -1,4 +1,4 @@
-"""Plans one model with several strategies, or under several budgets, and puts what they promise side by side."""
+"""Plans one model with several strategies, or under several budgets, and shows the predictions side by side."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .strategy import Request
 
 Choice: TypeAlias = str | tuple[str, Mapping[str, Any]]  # a strategy's name, or its name and options
 
-# What a row of a comparison says of a plan, and what a row of a sweep keeps of that.
+# The columns that a comparison takes from a plan, and the columns that a sweep keeps.
 PROMISES = (
     "step_seconds",
     "cold_seconds",

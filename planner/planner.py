@@ -68,7 +68,7 @@ class Planner:
         inputs: Any = None,
         component: str | None = None,
     ) -> Planner:
-        """A planner with what a settings file says, for all or for a component; its keys are in `planner.settings`."""
+        """A planner with the values of a settings file (see `planner.settings`), for all or for one component."""
         from .settings import read_settings
 
         settings = read_settings(path, component)
@@ -103,7 +103,7 @@ class Planner:
         self._strategy, self._options = strategy, options
         self.machine = Machine.of(machine)
         self._latest: Plan | None = None  # what `plan` gave last
-        self._incumbent: Plan | None = None  # what a plan must beat, at its measured costs
+        self._incumbent: Plan | None = None  # the plan to beat, with measured costs
 
     @cached_property
     def trace(self) -> Trace:
@@ -114,7 +114,7 @@ class Planner:
 
     @property
     def margin_bytes(self) -> int:
-        """What is left free for the device's own needs."""
+        """The bytes that the plan leaves free for the device itself."""
         if self._margin is not None:
             return self._margin.total_bytes(self.trace.weight_bytes, 0)
         on_a_gpu = self.trace.source != "units" and not self.machine.name.startswith("cpu")
@@ -130,7 +130,7 @@ class Planner:
         return budget.total_bytes(seats, self.trace.activation_bytes + self.margin_bytes)
 
     def plan(self) -> Plan:
-        """Plan, prove the plan, and say what other budgets would do."""
+        """Make a plan and prove it. The plan also says what more memory would bring."""
         plan = make_plan(self._request(), self.budget_bytes)
         if self._incumbent is not None and self._incumbent.settled_seconds <= plan.settled_seconds:
             plan = replace(self._incumbent, bound=plan.bound)
@@ -138,9 +138,9 @@ class Planner:
         return self._latest
 
     def calibrate(self, timeline: Timeline) -> Planner:
-        """A planner that knows what was measured: each call's seconds and the link's rate.
+        """A planner with measured figures: the seconds of each call and the rate of the link.
 
-        Its plan is a new one only if that predicts a shorter step on the measured figures; else it is this planner's
+        It makes a new plan only if that predicts a shorter step with these figures. Else it returns this planner's
         latest plan, with these figures.
         """
         cuts = [self.trace] if self._latest is None else [self.trace, self._latest.trace]
@@ -153,14 +153,14 @@ class Planner:
         return calibrated
 
     def compare(self, strategies: Sequence[Choice] | str | None = None) -> Comparison:
-        """Plan with other strategies too, by default with all there are: names, or pairs of a name and its options."""
+        """Plan with several strategies, by default with all of them: names, or pairs of a name and its options."""
         strategies = [strategies] if isinstance(strategies, str) else strategies
         return compare(self._request(), self.budget_bytes, strategies)
 
     def sweep(
         self, budgets: Sequence[float | str] | int | str, strategies: Sequence[Choice] | str | None = None
     ) -> Sweep:
-        """Plan under several budgets, or so many steps from the smallest that works to where everything fits."""
+        """Plan under several budgets; a number means that many budgets, from the smallest to where everything fits."""
         strategies = [strategies] if isinstance(strategies, str) else strategies
         if isinstance(budgets, int):
             return sweep(self._request(), self.budgets(budgets, strategies), strategies)
@@ -171,7 +171,7 @@ class Planner:
         return sweep(self._request(), [self._bytes_of(parse_budget(budget)) for budget in budgets], strategies)
 
     def budgets(self, steps: int, strategies: Sequence[Choice] | None = None) -> list[int]:
-        """So many budgets in bytes, from the smallest that works to where everything fits."""
+        """`steps` budgets in bytes, from the smallest that works to where everything fits."""
         return budgets_between(self._request(), steps, strategies)
 
     def _request(self) -> Request:

@@ -31,7 +31,7 @@ class Life:
     arcs: tuple[tuple[int, int], ...] | None
 
     def meets(self, other: Life) -> bool:
-        """Whether both are there at some moment."""
+        """Whether both are on the device at the same time."""
         if self.arcs is None or other.arcs is None:
             return True
         return any(a < d and c < b for a, b in self.arcs for c, d in other.arcs)

@@ -53,6 +53,7 @@ from .ring import subset_sums
 from .stock import Streamable
 
 Numbers: TypeAlias = NDArray[np.float64]
+Chosen: TypeAlias = tuple[tuple[int, ...], ...]  # for each unit: the items that stream
 
 _SLOWER = (0.0, 0.001, 0.003, 0.006, 0.01, 0.02, 0.04)  # than the best pace of a capacity and a ring
 _SMALLEST_RING = 0.4  # in usual items
@@ -178,6 +179,25 @@ def _settle(sums: Numbers, limits: Numbers, cycle: float) -> Numbers:
     fallen = np.minimum.accumulate(grown[::-1])[::-1]
     settled: Numbers = np.minimum(fallen, fallen[0] + cycle)
     return settled
+
+
+def roundings(candidate: Candidate, by_units: bool) -> list[Chosen]:
+    """For each unit, the items that stream: with optimised and with equal shares, each also trimmed.
+
+    With `by_units`, also choices that stream or keep units as a whole.
+    """
+    streamable = candidate.streamable
+    items, sizes = streamable.items, streamable.sizes
+    equal = streamable.nbytes * (candidate.streamed / streamable.nbytes.sum())
+    found: list[Chosen] = []
+    for asked in (candidate.residency.tolist(), equal.tolist()):
+        rounded = round_to_items(asked, sizes)
+        for chosen in (rounded, trim(rounded, sizes, candidate.streamed)):
+            found.append(tuple([tuple(map(unit.__getitem__, some)) for unit, some in zip(items, chosen, strict=True)]))
+        if by_units:
+            whole = round_to_items(asked, [(int(nbytes),) for nbytes in streamable.nbytes])
+            found.append(tuple([unit if some else () for unit, some in zip(items, whole, strict=True)]))
+    return found
 
 
 @lru_cache(maxsize=4096)

@@ -19,7 +19,7 @@ from taskgraph_offload.nouns.progress import report
 
 from ..bound.windows import Cycle, steady_pace
 from .draft import FASTER_LINK, SLOWER_LINK, Draft, Drafter
-from .fluid import Candidate, candidates, round_to_items, trim
+from .fluid import Candidate, Chosen, candidates, roundings
 from .stock import Streamable
 
 _SET_ASIDE = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)  # of the capacity, in usual items: what the ring may waste
@@ -30,8 +30,6 @@ _LEAST_DRAFTS = 12
 _LINKS = {1.0: 0.6, FASTER_LINK: 0.25, SLOWER_LINK: 0.15}  # and the part of the drafts that are made for each
 _EFFORT = 22_000  # units and items in all drafts together
 _MANY_LATENCIES = 0.01  # of the pace: then streaming few units wholly may be better than all a little
-
-Chosen = tuple[tuple[int, ...], ...]  # for each unit: items
 
 
 def search(drafter: Drafter, best: Draft | None = None) -> Draft | None:
@@ -105,29 +103,10 @@ class _Search:
 
     def _try(self, candidate: Candidate) -> None:
         """Draft all choices of a candidate, and keep what is better than the best."""
-        items = candidate.streamable.items
-        for chosen in self._choices(candidate):
-            streaming = tuple([tuple(map(unit.__getitem__, some)) for unit, some in zip(items, chosen, strict=True)])
-            if streaming in self._tried:
-                continue
-            self._tried.add(streaming)
-            draft = self._drafter.draft(streaming, inf if self.best is None else self.best.score)
-            if draft is not None and (self.best is None or draft.score < self.best.score):
-                self.best = draft
-
-    def _choices(self, candidate: Candidate) -> Iterator[list[tuple[int, ...]]]:
-        """For each unit, the positions of the items that stream.
-
-        With optimised and with equal shares, each also trimmed; where latencies matter, also by whole units.
-        """
-        streamable = candidate.streamable
-        items, sizes = streamable.items, streamable.sizes
-        equal = streamable.nbytes * (candidate.streamed / streamable.nbytes.sum())
-        many = self._drafter.machine.latency_seconds * len(items) > _MANY_LATENCIES * candidate.pace
-        for asked in (candidate.residency.tolist(), equal.tolist()):
-            chosen = round_to_items(asked, sizes)
-            yield chosen
-            yield trim(chosen, sizes, candidate.streamed)
-            if many:
-                whole = round_to_items(asked, [(int(nbytes),) for nbytes in streamable.nbytes])
-                yield [tuple(range(len(unit))) if some else () for unit, some in zip(items, whole, strict=True)]
+        latencies = self._drafter.machine.latency_seconds * len(candidate.streamable.items)
+        for streaming in roundings(candidate, by_units=latencies > _MANY_LATENCIES * candidate.pace):
+            if streaming not in self._tried:
+                self._tried.add(streaming)
+                draft = self._drafter.draft(streaming, inf if self.best is None else self.best.score)
+                if draft is not None and (self.best is None or draft.score < self.best.score):
+                    self.best = draft

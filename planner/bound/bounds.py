@@ -46,7 +46,7 @@ def bound(trace: Trace, budget_bytes: int, machine: Machine) -> Bound:
 
 
 def smallest_budget_without_stall(trace: Trace, machine: Machine) -> int:
-    """The smallest budget at which compute alone is what bounds the step, at the finest cut, with no activation away.
+    """The smallest budget with which copies never delay a step, at the finest cut, with no activation away.
 
     >>> trace = Trace.from_units([{"name": name, "seconds": 1.0, "tensors": [2**30]} for name in "abcd"])
     >>> smallest_budget_without_stall(trace, Machine.preset("rtx4090")) == 2 * 2**30
@@ -73,7 +73,7 @@ def _cold(trace: Trace, units: Numbers, budget_bytes: int, rate: float) -> float
 
 
 def _cycle(trace: Trace, units: Numbers, budget_bytes: int) -> Cycle:
-    """The units as numbers: what always stays is taken off the budget, and reads of the same bytes are matched."""
+    """The units as numbers. Fixed weights are subtracted from the budget; reads of the same weight are matched."""
     budget = budget_bytes - _fixed_bytes(trace)
     last: dict[str, int] = {}
     for index, (reads, _, _) in enumerate(units):
@@ -107,7 +107,7 @@ def _pieces(trace: Trace, machine: Machine) -> Numbers:
 
 
 def idle_spans(activation: Activation, unit_of_piece: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """The units [first, stop) through which an activation only waits.
+    """The units [first, stop) during which an activation is idle.
 
     >>> list(idle_spans(Activation("x", 4, producer=0, uses=(3,), until=5), range(6)))
     [(1, 3), (4, 5)]
@@ -121,7 +121,7 @@ def idle_spans(activation: Activation, unit_of_piece: Sequence[int]) -> Iterator
 
 
 def least_transients(trace: Trace, unit_of_piece: Sequence[int]) -> list[int]:
-    """For each unit: its peak of activations when all that only waits is away."""
+    """For each unit: its peak of activations when all idle ones are away."""
     pieces = [piece for call in trace.calls for piece in call.pieces]
     first = first_pieces(unit_of_piece)
     changes = [0] * (len(pieces) + 1)

@@ -1,7 +1,8 @@
 """How fast a cycle can be at best, when so many bytes must pass through so much room.
 
-Just before a unit ends, the device holds at most `room` bytes, its own among them. By the start of a later unit, all
-that the units from the first to that one read has been there. What did not fit came over the link in between:
+Just before a unit ends, the device holds at most `room` bytes of weights, the unit's own weights among them. When a
+later unit starts, everything that the units from the first to that one read has been on the device. What did not fit
+was copied in between:
 
     compute   --[--- i ---]-----[ i+1 ]---- ... ----[ j-1 ]--[--- j ---]--
                           |<------ bytes of i..j beyond the room ----->|     at the link's rate
@@ -22,7 +23,7 @@ twice and adds up to 7 seconds makes it 3.5. This module knows numbers only: no 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
@@ -51,12 +52,12 @@ class Cycle:
 
     @cached_property
     def own(self) -> list[float]:
-        """The bytes of each unit that no other unit of the last cycle has read."""
+        """The bytes of each unit that no other unit read within the last cycle."""
         return [n - sum(b for _, b in self.repeats.get(k, ())) for k, n in enumerate(self.nbytes)]
 
     @cached_property
     def total(self) -> float:
-        """The bytes of a whole cycle, each once: the gaps between the reads of the same bytes add up to a cycle."""
+        """The bytes of a whole cycle, each once; the gaps between reads of the same bytes add up to a cycle."""
         again = sum(nbytes * gap for many in self.repeats.values() for gap, nbytes in many)
         return sum(self.own) + again / len(self.seconds)
 
@@ -105,7 +106,7 @@ class Windows:
 
 
 def cold_seconds(cycle: Cycle, rate: float, fixed: Sequence[float]) -> float:
-    """The least that a first cycle takes, when nothing is there yet. `fixed`: bytes that come with a unit, and stay."""
+    """The shortest first cycle, which starts with an empty device. `fixed`: bytes that come with a unit and stay."""
     windows, end, arrived = Windows(cycle, rate), 0.0, 0.0
     for k, seconds in enumerate(cycle.seconds):
         again = sum(nbytes for gap, nbytes in cycle.repeats.get(k, ()) if gap <= k)
@@ -117,7 +118,7 @@ def cold_seconds(cycle: Cycle, rate: float, fixed: Sequence[float]) -> float:
 
 
 def room_without_stall(cycle: Cycle, rate: float, more: Sequence[float]) -> float:
-    """The least room, beside `more` while each unit computes, with which copies can hide behind computes wholly."""
+    """The smallest room with which no copy delays a compute. `more`: bytes that each unit needs in addition."""
     ends = list(accumulate(cycle.seconds))
     roomless = Cycle(cycle.seconds, cycle.nbytes, [-extra for extra in more], cycle.repeats)
     windows, count = Windows(roomless, rate), len(ends)
@@ -198,36 +199,37 @@ def _deciding(cycle: Cycle, rate: float, pace: Pace) -> Iterator[tuple[float, _E
 
 
 def _follow(cycle: Cycle, edges: list[_Edge]) -> Pace:
-    """The pace of a policy's slowest circuit, and the starts that follow; a unit led elsewhere is chained instead."""
+    """The pace of a policy's slowest circuit, and its starts. A unit that leads to another circuit is chained instead."""
     count = len(edges)
     seconds, root = max(_circuits(edges))
     starts: dict[int, float] = {root: 0.0}
     for first in (*range(root + 1, count), *range(root)):
-        path = _path(edges, first, starts) if first not in starts else []
-        if path and edges[path[-1]].origin % count not in starts:
-            edges[first], path = _Edge(first - 1, cycle.seconds[first - 1]), [first]
+        path: dict[int, None] = {}  # from the unit back to one whose start is known, or to where the path meets itself
+        unit = first
+        while unit not in starts and unit not in path:
+            path[unit] = None
+            unit = edges[unit].origin % count
+        if path and unit not in starts:
+            edges[first], path = _Edge(first - 1, cycle.seconds[first - 1]), {first: None}
         for unit in reversed(path):
             origin, after = edges[unit]
             starts[unit] = starts[origin % count] + after - (seconds if origin < 0 else 0.0)
     return Pace(seconds, tuple(map(starts.__getitem__, range(count))))
 
 
-def _path(edges: Sequence[_Edge], unit: int, known: Container[int]) -> list[int]:
-    """From a unit back to one whose origin is known, or to where the path would meet itself."""
-    path: dict[int, None] = {}
-    while unit not in known and unit not in path:
-        path[unit] = None
-        unit = edges[unit].origin % len(edges)
-    return list(path)
-
-
-def _circuits(edges: Sequence[_Edge]) -> Iterator[tuple[float, int]]:
+def _circuits(edges: Sequence[_Edge]) -> list[tuple[float, int]]:
     """Each circuit of a policy: its mean seconds for one cycle, and one of its units."""
-    seen: set[int] = set()
-    for first in range(len(edges)):
-        path = _path(edges, first, seen) if first not in seen else []
-        seen.update(path)
-        last = edges[path[-1]].origin % len(edges) if path else -1
-        if last in path:
-            origins, seconds = zip(*[edges[unit] for unit in path[path.index(last) :]], strict=True)
-            yield sum(seconds) / sum([origin < 0 for origin in origins]), last
+    count = len(edges)
+    found: list[tuple[float, int]] = []
+    reached_from = [-1] * count
+    for first in range(count):
+        path: list[int] = []
+        unit = first
+        while reached_from[unit] < 0:
+            reached_from[unit] = first
+            path.append(unit)
+            unit = edges[unit].origin % count
+        if path and reached_from[unit] == first:
+            origins, seconds = zip(*[edges[k] for k in path[path.index(unit) :]], strict=True)
+            found.append((sum(seconds) / sum([origin < 0 for origin in origins]), unit))
+    return found

@@ -11,7 +11,7 @@ less room. The parts in `planner.auto`: `stock` (what can stream), `fluid` (how 
 copies), `draft` (how fast), `search` (the best draft), `spills` (activations that leave).
 
 `auto` is never slower than the strategies it replaces. Where a plan stays above the bound, `improve` tries them too.
-They are seldom faster. If one is, its tasks become the plan of `auto`, so nobody need try them by hand.
+They are seldom faster. If one is, its tasks become the plan of `auto`, so no user needs to try them by hand.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def schedule(problem: Problem) -> Schedule:
 
 
 def improve(plan: Plan, draft: Callable[[str, Mapping[str, Any]], Plan | None]) -> Plan:
-    """The plan; or, where it is above the bound, a rival that is faster and has the better score, under its name."""
+    """The plan; or, if it is above the bound, a rival that is faster and has a better score, called `auto` too."""
     best, least = plan, inf
     if plan.settled_seconds <= plan.bound.step_seconds * _CLOSE:
         return plan
@@ -132,7 +132,7 @@ def _at(problem: Problem) -> Schedule:
 
 
 def _may_gain(drafter: Drafter, best: Draft) -> bool:
-    """Whether these units are few enough, and could be faster if all went well."""
+    """Whether a search with these units is worth its time: they are few enough, and their best pace is faster."""
     return len(drafter.stock.seconds) <= _MOST_UNITS and pace_of(drafter) < best.step_seconds * (1 - _FINER_MUST_GAIN)
 
 
@@ -143,7 +143,7 @@ def _better(best: Draft | None, finer: Draft | None) -> Draft | None:
 
 
 def _finer(problem: Problem, whole: Drafter) -> Iterator[Drafter]:
-    """The same problem in more and more, smaller and smaller units; at last every piece is one."""
+    """The same problem with smaller and smaller units; at last every piece is a unit."""
     largest, before = whole.stock.largest_unit_bytes, len(problem.trace.calls)
     for least_bytes in (*(largest // parts for parts in _CUTS), 0):
         trace = cut_finer(problem.trace, least_bytes)
@@ -158,7 +158,7 @@ def _drafter(problem: Problem, trace: Trace) -> Drafter:
 
 
 def _one_after_another(problem: Problem) -> Schedule:
-    """What needs the least: every piece is a unit, and its weights come when it is their turn."""
+    """The schedule that needs the least memory: every piece is a unit, and its weights are copied just before it."""
     finest = replace(problem, trace=cut_finer(problem.trace, 0))
     found = sequential.schedule(finest)
     needed = arena_bytes(found, finest.trace)

@@ -1,7 +1,6 @@
-"""keep: first come stays, while it fits; the rest is loaded on demand, and freed.
+"""keep: the first bundles stay, as many as fit. The others are loaded when their call is reached, and freed after it.
 
-This is the VRAM limit of DiffSynth-Studio and the three states of TeleFuser (offload, onload, keep). A load on demand
-starts when its call is reached, so nothing overlaps.
+This is the VRAM limit of DiffSynth-Studio and the three states of TeleFuser (offload, onload, keep). Nothing overlaps.
 
     h2d      [--a--]       [--b--]       [--c--]                     (next cycle: only c)
     compute         [--a--]       [--b--]       [--c--]
@@ -30,5 +29,5 @@ def schedule(problem: Problem) -> Schedule:
 
 
 def _largest_demand(problem: Problem, kept: set[str]) -> int:
-    """The most that one call needs beside what is kept."""
+    """The most bytes that one call needs in addition to what is kept."""
     return max(problem.bytes_of(set(needs) - kept) for needs in problem.needs)

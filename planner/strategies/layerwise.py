@@ -1,4 +1,4 @@
-"""layerwise: every block streams, its copy issued a few blocks ahead. Some blocks may stay.
+"""layerwise: every block streams, and its copy is issued a few blocks ahead. Some blocks may stay.
 
 This is the layerwise offload of vLLM-Omni, FastVideo and SGLang, the async offload of TeleFuser and the group offload
 of diffusers; it wraps: the last blocks of a step prefetch the first ones of the next.
@@ -11,10 +11,10 @@ many blocks stay as fit beside `prefetch + 1` buffers of the largest block that 
 "leading" ones (vLLM-Omni, TeleFuser), where a copy is issued when the block `prefetch` before it starts; or "spread"
 evenly (SGLang's stride, RamTorch's pin, vLLM's groups), where it is issued when a buffer is free.
 
-Two details of real systems that cost a little, and are kept:
-- buffers are where they are: when the blocks are no multiple of the buffers, the first copies of a step wait a block
-  longer, because a weight has one seat;
-- weights that several blocks share are no layer's own, and stay.
+Two details cost a little. Real systems have them, so they are here too:
+- a weight has one seat: if the number of blocks is no multiple of the number of buffers, the first copies of a step
+  wait one block longer;
+- weights that several blocks share stay.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def schedule(
     ratio: Annotated[float, Range(0, 1)] | None = None,
     residents: Residents | None = None,
 ) -> Schedule:
-    """Stream blocks `prefetch` ahead; keep those that `ratio`, or the budget, lets stay."""
+    """Stream blocks, with copies `prefetch` blocks ahead. `ratio` or the budget decides how many stay."""
     blocks = [index for index in range(len(problem.needs)) if _streamed_by(problem, index)]
     smallest: list[int] = []
     for count in _counts(len(blocks), ratio, residents):
@@ -85,21 +85,21 @@ def _fits(problem: Problem, streaming: Sequence[int], prefetch: int) -> bool:
 
 
 def _streamed_by(problem: Problem, index: int) -> list[str]:
-    """The bundles that a call alone reads: a layer's own weights."""
+    """The bundles that only this call reads."""
     return [name for name in problem.needs[index] if len(problem.bundle_readers[name]) == 1]
 
 
 def _when_an_earlier_block_starts(
     blocks: Sequence[int], streaming: Sequence[int], prefetch: int, calls: int
 ) -> list[int]:
-    """For each streaming block: the call behind which its copy is issued; negative in the cycle before."""
+    """For each streaming block: the call after which its copy is issued; negative for a call of the cycle before."""
     total, position = len(blocks), {block: i for i, block in enumerate(blocks)}
     earlier = [position[block] - min(prefetch, total - 1) for block in streaming]
     return [blocks[i % total] - 1 - (calls if i < 0 else 0) for i in earlier]
 
 
 def _when_a_buffer_is_free(blocks: Sequence[int], streaming: Sequence[int], prefetch: int, calls: int) -> list[int]:
-    """The same, behind the call that last used the buffer: the streaming block `prefetch + 1` earlier."""
+    """The same, after the call that last used the buffer: the streaming block `prefetch + 1` earlier."""
     total = len(streaming)
     earlier = [i - min(prefetch + 1, total) for i in range(total)]
     return [streaming[i % total] - (calls if i < 0 else 0) for i in earlier]

@@ -1,8 +1,7 @@
-"""model: one whole component on the device at a time. Components are swapped, blocking, when the next one is needed.
+"""model: one whole component is on the device at a time. The next one is copied when it is needed; nothing overlaps.
 
 This is `enable_model_cpu_offload` of diffusers and the model-level offload of vLLM-Omni, TeleFuser and FastVideo. They
-copy the read-only weights back when a component leaves; `writeback` does so too. A model of one component stays once
-it has come, as it does there.
+copy the read-only weights back when a component leaves; so does `writeback`. If there is only one component, it stays.
 
     h2d      [---- encoder ----]                   [------ transformer ------]
     compute                     [- encoder -]                                 [------ transformer ------]
@@ -19,7 +18,7 @@ from ..strategy import Problem, Schedule
 
 
 def schedule(problem: Problem, *, writeback: bool = False) -> Schedule:
-    """Bring a component whole when its first call comes, drop it when the next component's does."""
+    """Copy a whole component before its first call; the next component takes its place."""
     runs = [list(run) for _, run in groupby(range(len(problem.needs)), lambda i: problem.trace.calls[i].component)]
     if len(runs) == 1:
         return Schedule(problem.bundles, frozenset(problem.bundles), problem.computes, loads_first=True)

@@ -1,4 +1,4 @@
-"""resident: everything comes once and stays. No offload.
+"""resident: everything is copied once and stays. No offload.
 
 The copies of the first cycle already overlap its computes; later cycles copy nothing.
 """
