@@ -1,68 +1,44 @@
-"""From a trace, a budget and a strategy to a whole plan: schedule, seats, cold cycle, bound; proved at the end."""
+"""Makes a whole plan from a request and a budget: schedule, seats, cold cycle, bound; proves it at the end."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from taskgraph_offload.errors import BudgetError
 from taskgraph_offload.nouns.budget import readable
-from taskgraph_offload.nouns.machine import Machine
-from taskgraph_offload.nouns.trace import Trace
 from taskgraph_offload.plan.plan import Bound, Bundle, Plan, aligned, span_bytes
 
 from . import strategies
-from .auto.rivals import CLOSE, RIVALS, best_of
 from .bound.bounds import bound
-from .cold import cold_cycle
-from .gaps import fill_gaps
-from .problem import FIXED, Problem
-from .schedule import Infeasible, Schedule
+from .cold import cold_cycle, fill_gaps
 from .seats import arena_bytes, place
-
-
-@dataclass(frozen=True)
-class Request:
-    """Everything that a plan is made from, but the budget."""
-
-    trace: Trace
-    machine: Machine
-    strategy: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    margin_bytes: int = 0
-
-    @property
-    def fixed(self) -> tuple[str, ...]:
-        """The weights that always stay."""
-        return tuple(name for name in self.trace.fixed if name in self.trace.readers)
-
-    @property
-    def overhead_bytes(self) -> int:
-        """What the budget must hold besides the part of the arena that a strategy fills."""
-        return self.trace.activation_bytes + self.margin_bytes + aligned(span_bytes(self.fixed, self.trace))
+from .strategy import FIXED, Infeasible, Problem, Request, Schedule
 
 
 def make_plan(request: Request, budget_bytes: int) -> Plan:
     """Plan within a budget and prove the plan, or raise `BudgetError`."""
     least = bound(request.trace, budget_bytes - request.margin_bytes, request.machine)
     plan = replace(draft(request, budget_bytes), bound=least)
-    if request.strategy == "auto" and plan.settled_seconds > least.step_seconds * CLOSE:
-        plan = best_of(plan, _rivals(request, budget_bytes))
+    improve = strategies.find(request.strategy).improve
+    if improve is not None:
+        plan = improve(plan, partial(_draft_of, request, budget_bytes))
     plan.verify()
     return plan
 
 
-def _rivals(request: Request, budget_bytes: int) -> Iterator[Plan]:
-    """What other strategies would do, those that can."""
-    for strategy, options in RIVALS:
-        with suppress(BudgetError):
-            yield draft(replace(request, strategy=strategy, options=options), budget_bytes)
+def _draft_of(request: Request, budget_bytes: int, strategy: str, options: Mapping[str, Any]) -> Plan | None:
+    """The draft of another strategy, if it can plan within the budget."""
+    with suppress(BudgetError):
+        return draft(replace(request, strategy=strategy, options=options), budget_bytes)
+    return None
 
 
 def draft(request: Request, budget_bytes: int) -> Plan:
-    """A plan that is not yet proved, and whose bound nobody has asked for; or `BudgetError`."""
+    """A plan that is not yet proved, and without its bound; or `BudgetError`."""
     try:
         schedule, offsets = _fit(request, budget_bytes - request.overhead_bytes)
     except Infeasible as infeasible:
@@ -81,28 +57,28 @@ def smallest_budget(request: Request) -> int:
 
 
 def _fit(request: Request, capacity: int) -> tuple[Schedule, Mapping[str, int]]:
-    """The strategy's schedule with the seats of its groups, within so many bytes of arena, or `Infeasible`."""
+    """The strategy's schedule and the seats of its bundles, within `capacity` bytes of arena; or `Infeasible`."""
     problem = Problem(request.trace, capacity, request.machine)
-    if problem.groups:
-        schedule = strategies.find(request.strategy)(problem, **request.options)
+    if problem.bundles:
+        schedule = strategies.find(request.strategy).schedule(problem, **request.options)
     else:  # nothing can stream: there is nothing to decide
         schedule = Schedule({}, frozenset(), problem.computes)
     trace = schedule.trace or request.trace
     offsets = schedule.offsets or place(schedule, trace)
-    needed = arena_bytes(offsets, schedule.groups, trace)
+    needed = arena_bytes(schedule, trace, offsets)
     if needed > capacity + schedule.freed_bytes:
         raise Infeasible(needed)
     return schedule, offsets
 
 
 def _assemble(request: Request, budget_bytes: int, schedule: Schedule, offsets: Mapping[str, int]) -> Plan:
-    """The plan of a schedule: what always stays at the bottom of the arena, the rest above it."""
+    """The plan of a schedule: the fixed weights are at the bottom of the arena, the rest above them."""
     trace, fixed = schedule.trace or request.trace, request.fixed
     bottom = aligned(span_bytes(fixed, trace))
     whole = schedule.with_resident(FIXED, fixed) if fixed else schedule
     seats = {name: offset + bottom for name, offset in offsets.items()} | ({FIXED: 0} if fixed else {})
     bundles = {
-        name: Bundle(name, weights, seats[name], name in whole.residents) for name, weights in whole.groups.items()
+        name: Bundle(name, weights, seats[name], name in whole.residents) for name, weights in whole.bundles.items()
     }
     return Plan(
         trace=trace,
@@ -111,7 +87,7 @@ def _assemble(request: Request, budget_bytes: int, schedule: Schedule, offsets: 
         options=dict(request.options),
         budget_bytes=budget_bytes,
         margin_bytes=request.margin_bytes,
-        arena_bytes=arena_bytes(seats, whole.groups, trace),
+        arena_bytes=arena_bytes(whole, trace, seats),
         bundles=bundles,
         cold=cold_cycle(whole, trace),
         steady=whole.steady,

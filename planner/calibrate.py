@@ -12,10 +12,10 @@ from taskgraph_offload.nouns.trace import Call, Trace
 
 
 def measured_trace(cuts: Sequence[Trace], machine: Machine, timeline: Timeline) -> Trace:
-    """One trace, of the cuts that are given the one whose calls were measured, with their measured seconds.
+    """The trace whose calls were measured, out of `cuts`, with their measured seconds.
 
     Within a call, pieces keep their estimated shares. A call that was measured in parts (`blocks.3/0`, `blocks.3/1`)
-    took their sum; one that was not measured keeps its estimate, scaled like those that were.
+    took the sum of its parts. A call that was not measured keeps its estimate, scaled like the measured calls.
     """
     trace = max(cuts, key=lambda trace: _measured_calls(trace, timeline))
     measured = measured_seconds(timeline, {call.name for call in trace.calls})
@@ -31,7 +31,7 @@ def measured_trace(cuts: Sequence[Trace], machine: Machine, timeline: Timeline) 
 
 
 def with_seconds_of(trace: Trace, measured: Trace) -> Trace:
-    """A trace with the seconds of another one that is cut elsewhere, but of the same pieces."""
+    """The trace with the seconds of another trace, which has the same pieces but other calls."""
     pieces = (piece for call in measured.calls for piece in call.pieces)
     calls = (
         replace(call, pieces=tuple(replace(piece, seconds=next(pieces).seconds) for piece in call.pieces))
@@ -41,23 +41,23 @@ def with_seconds_of(trace: Trace, measured: Trace) -> Trace:
 
 
 def _measured_calls(trace: Trace, timeline: Timeline) -> int:
-    """How many calls of a timeline are calls of the trace, not parts of them."""
+    """How many calls of the timeline are whole calls of this trace."""
     names = {call.name for call in trace.calls}
     return sum(span.call in names for span in timeline.lane("compute"))
 
 
 def measured_machine(machine: Machine, timeline: Timeline) -> Machine:
-    """The machine with the measured link; a lane on which nothing moved keeps its rate."""
+    """The machine with the measured link. A lane keeps its rate if nothing was copied on it."""
     h2d, latency = _link(timeline.lane("h2d"), machine.h2d_bytes_per_second, machine.latency_seconds)
     d2h, _ = _link(timeline.lane("d2h"), machine.d2h_bytes_per_second, machine.latency_seconds)
     return replace(machine, h2d_bytes_per_second=h2d, d2h_bytes_per_second=d2h, latency_seconds=latency)
 
 
 def measured_seconds(timeline: Timeline, names: set[str]) -> dict[str, float]:
-    """What each call took in the quickest cycle, of those that skipped least; the cold cycle only if alone.
+    """The seconds of each call in the fastest of the cycles that skipped the fewest calls.
 
-    The quickest, because whatever else the machine does makes a cycle longer. One cycle for all calls, because the best
-    of each call would add up to a step that no cycle reaches.
+    The fastest, because other work on the machine only makes a cycle longer. One cycle for all calls, because the best
+    time of each call would add up to a step that no cycle reaches. The cold cycle counts only if there is no other.
     """
     cycles = range(1 if timeline.starts_cold and timeline.cycles > 1 else 0, timeline.cycles)
     measured = [_seconds_of_cycle(timeline, cycle, names) for cycle in cycles]
@@ -65,7 +65,7 @@ def measured_seconds(timeline: Timeline, names: set[str]) -> dict[str, float]:
 
 
 def _seconds_of_cycle(timeline: Timeline, cycle: int, names: set[str]) -> dict[str, float]:
-    """What each call took in a cycle, parts of a call added up."""
+    """The seconds of each call in one cycle. Parts of a call are added up."""
     taken: dict[str, float] = {}
     for span in timeline.lane("compute", cycle):
         name = span.call if span.call in names else span.call.rpartition("/")[0]
@@ -83,7 +83,7 @@ def _with_seconds(call: Call, machine: Machine, seconds: float) -> Call:
 
 
 def _link(spans: Iterable[Span], rate: float, latency: float) -> tuple[float, float]:
-    """Rate and latency of a lane: the line of least squares through (bytes, seconds), where it makes sense."""
+    """Rate and latency of a lane: a least-squares line through (bytes, seconds), if that gives possible values."""
     copies = [(span.nbytes, span.seconds) for span in spans if span.nbytes and span.seconds > 0]
     if not copies:
         return rate, latency

@@ -1,4 +1,4 @@
-"""Plans one model with several strategies, or under several budgets, and puts what they promise side by side."""
+"""Plans one model with several strategies, or under several budgets, and shows the predictions side by side."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from taskgraph_offload.plan.plan import Plan, title_of
 from taskgraph_offload.plan.simulate import SETTLED
 
 from . import strategies
-from .assemble import Request, make_plan, smallest_budget
-from .auto.rivals import VARIANTS
+from .assemble import make_plan, smallest_budget
 from .bound.bounds import bound
+from .strategy import Request
 
 Choice: TypeAlias = str | tuple[str, Mapping[str, Any]]  # a strategy's name, or its name and options
 
-# What a row of a comparison says of a plan, and what a row of a sweep keeps of that.
+# The columns that a comparison takes from a plan, and the columns that a sweep keeps.
 PROMISES = (
     "step_seconds",
     "cold_seconds",
@@ -59,8 +59,9 @@ def budgets_between(request: Request, steps: int, choices: Sequence[Choice] | No
 
 
 def everything() -> tuple[Choice, ...]:
-    """All strategies that there are, and the variants of layerwise."""
-    return (*strategies.names(), *VARIANTS)
+    """All strategies, and the variants that are worth comparing."""
+    variants = [(name, options) for name in strategies.names() for options in strategies.find(name).variants]
+    return (*strategies.names(), *variants)
 
 
 def _requests(request: Request, choices: Sequence[Choice] | None) -> list[Request]:

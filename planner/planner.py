@@ -18,10 +18,11 @@ from taskgraph_offload.nouns.trace import Trace
 from taskgraph_offload.plan.plan import Outlook, Plan, aligned
 
 from . import strategies
-from .assemble import Request, draft, make_plan
-from .bound.bounds import bound, smallest_budget_without_stall
+from .assemble import draft, make_plan
+from .bound.bounds import smallest_budget_without_stall
 from .calibrate import measured_machine, measured_trace, with_seconds_of
 from .compare import Choice, budgets_between, compare, sweep
+from .strategy import Request
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +51,7 @@ class Planner:
         *,
         inputs: Any = None,
         entry: str = "forward",
-        strategy: str = "auto",
+        strategy: str = strategies.DEFAULT,
         machine: Machine | str | None = None,
         blocks: Sequence[str] | None = None,
         **options: Any,
@@ -67,7 +68,7 @@ class Planner:
         inputs: Any = None,
         component: str | None = None,
     ) -> Planner:
-        """A planner with what a settings file says, for all or for a component; its keys are in `planner.settings`."""
+        """A planner with the values of a settings file (see `planner.settings`), for all or for one component."""
         from .settings import read_settings
 
         settings = read_settings(path, component)
@@ -81,7 +82,7 @@ class Planner:
         trace: Trace,
         budget_gb: float | str,
         *,
-        strategy: str = "auto",
+        strategy: str = strategies.DEFAULT,
         machine: Machine | str | None = None,
         **options: Any,
     ) -> Planner:
@@ -102,7 +103,7 @@ class Planner:
         self._strategy, self._options = strategy, options
         self.machine = Machine.of(machine)
         self._latest: Plan | None = None  # what `plan` gave last
-        self._incumbent: Plan | None = None  # what a plan must beat, at its measured costs
+        self._incumbent: Plan | None = None  # the plan to beat, with measured costs
 
     @cached_property
     def trace(self) -> Trace:
@@ -113,7 +114,7 @@ class Planner:
 
     @property
     def margin_bytes(self) -> int:
-        """What is left free for the device's own needs."""
+        """The bytes that the plan leaves free for the device itself."""
         if self._margin is not None:
             return self._margin.total_bytes(self.trace.weight_bytes, 0)
         on_a_gpu = self.trace.source != "units" and not self.machine.name.startswith("cpu")
@@ -129,7 +130,7 @@ class Planner:
         return budget.total_bytes(seats, self.trace.activation_bytes + self.margin_bytes)
 
     def plan(self) -> Plan:
-        """Plan, prove the plan, and say what other budgets would do."""
+        """Make a plan and prove it. The plan also says what more memory would bring."""
         plan = make_plan(self._request(), self.budget_bytes)
         if self._incumbent is not None and self._incumbent.settled_seconds <= plan.settled_seconds:
             plan = replace(self._incumbent, bound=plan.bound)
@@ -137,9 +138,9 @@ class Planner:
         return self._latest
 
     def calibrate(self, timeline: Timeline) -> Planner:
-        """A planner that knows what was measured: each call's seconds and the link's rate.
+        """A planner with measured figures: the seconds of each call and the rate of the link.
 
-        Its plan is a new one only if that predicts a shorter step on the measured figures; else it is this planner's
+        It makes a new plan only if that predicts a shorter step with these figures. Else it returns this planner's
         latest plan, with these figures.
         """
         cuts = [self.trace] if self._latest is None else [self.trace, self._latest.trace]
@@ -152,14 +153,14 @@ class Planner:
         return calibrated
 
     def compare(self, strategies: Sequence[Choice] | str | None = None) -> Comparison:
-        """Plan with other strategies too, by default with all there are: names, or pairs of a name and its options."""
+        """Plan with several strategies, by default with all of them: names, or pairs of a name and its options."""
         strategies = [strategies] if isinstance(strategies, str) else strategies
         return compare(self._request(), self.budget_bytes, strategies)
 
     def sweep(
         self, budgets: Sequence[float | str] | int | str, strategies: Sequence[Choice] | str | None = None
     ) -> Sweep:
-        """Plan under several budgets, or so many steps from the smallest that works to where everything fits."""
+        """Plan under several budgets; a number means that many budgets, from the smallest to where everything fits."""
         strategies = [strategies] if isinstance(strategies, str) else strategies
         if isinstance(budgets, int):
             return sweep(self._request(), self.budgets(budgets, strategies), strategies)
@@ -170,24 +171,22 @@ class Planner:
         return sweep(self._request(), [self._bytes_of(parse_budget(budget)) for budget in budgets], strategies)
 
     def budgets(self, steps: int, strategies: Sequence[Choice] | None = None) -> list[int]:
-        """So many budgets in bytes, from the smallest that works to where everything fits."""
+        """`steps` budgets in bytes, from the smallest that works to where everything fits."""
         return budgets_between(self._request(), steps, strategies)
 
     def _request(self) -> Request:
         return Request(self.trace, self.machine, self._strategy, self._options, self.margin_bytes)
 
     def _outlook(self, plan: Plan) -> Outlook:
-        """The step with one GiB more: planned again where that is quick; else guessed from the bound.
+        """The budget from which nothing stalls, and the step with one GiB more.
 
-        The guess is that a plan reaches the bound where that is compute, and else stays as far from it as this plan.
+        That step is planned, unless the strategy has a quicker guess.
         """
-        step, more = plan.settled_seconds, plan.budget_bytes + GIB
-        if self._strategy == "auto":
-            with_more = bound(self.trace, more - self.margin_bytes, self.machine).step_seconds
-            if with_more > sum(call.cost(self.machine) for call in self.trace.calls) * (1 + 1e-9):
-                with_more *= step / plan.bound.step_seconds
-        else:
+        more, step_with = plan.budget_bytes + GIB, strategies.find(self._strategy).step_with
+        if step_with is None:
             with_more = draft(self._request(), more).settled_seconds
+        else:
+            with_more = step_with(self._request(), more, plan)
         enough = smallest_budget_without_stall(self.trace, self.machine) + self.margin_bytes
         return Outlook(enough, with_more)
 

@@ -1,14 +1,14 @@
-"""Gives every group of weights its seat: the one byte range of the arena that it occupies whenever it is there.
+"""Gives every bundle of weights its seat: the one byte range of the arena that it occupies whenever it is there.
 
-A group's life is a piece of the circle of a steady cycle's tasks, from its copy to its last reader. Groups whose lives
-never meet may share bytes:
+A steady cycle's tasks lie on a circle. A bundle lives there from its copy to its last reader. Bundles whose lives never
+meet may share bytes:
 
     position   0    1    2    3    4    5    6    (then 0 again)
     a          [----------)              [------   from its copy at 5, round the end, to its reader at 1
     b               [-------------)
     c                         [----------)         a and c may share bytes, a and b may not
 
-Residents live all round. This module knows orders and sizes, no strategy and no budget.
+Residents live all the time. This module knows orders and sizes, no strategy and no budget.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from dataclasses import dataclass
 from taskgraph_offload.nouns.trace import Trace
 from taskgraph_offload.plan.plan import aligned, span_bytes
 
-from .schedule import Schedule
+from .strategy import Schedule
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Life:
-    """When a group must keep its bytes: the half-open arcs of positions on the circle, none for all round."""
+    """When a bundle must keep its bytes: half-open arcs of positions on the circle; `arcs=None` means always."""
 
     name: str
     size: int
     arcs: tuple[tuple[int, int], ...] | None
 
     def meets(self, other: Life) -> bool:
-        """Whether both are there at some moment."""
+        """Whether both are on the device at the same time."""
         if self.arcs is None or other.arcs is None:
             return True
         return any(a < d and c < b for a, b in self.arcs for c, d in other.arcs)
 
 
 def place(schedule: Schedule, trace: Trace) -> dict[str, int]:
-    """An offset for every group, the arena kept low: what stays first, then the rest at the lowest free place."""
+    """An offset for every bundle: residents first, then each of the others at the lowest free place."""
     everyone = lives(schedule, trace)
     offsets: dict[str, int] = {}
     bottom = 0
@@ -51,28 +51,30 @@ def place(schedule: Schedule, trace: Trace) -> dict[str, int]:
     return offsets | min(by_size, by_time, key=lambda placed: _top(streamed, placed))
 
 
-def arena_bytes(offsets: Mapping[str, int], groups: Mapping[str, tuple[str, ...]], trace: Trace) -> int:
-    """The size of the arena that holds these seats."""
-    return max((offset + aligned(span_bytes(groups[name], trace)) for name, offset in offsets.items()), default=0)
+def arena_bytes(schedule: Schedule, trace: Trace, offsets: Mapping[str, int] | None = None) -> int:
+    """The size of the arena that a schedule needs: with these seats, or with those that `place` gives."""
+    placed = place(schedule, trace) if offsets is None else offsets
+    spans = schedule.bundles
+    return max((offset + aligned(span_bytes(spans[name], trace)) for name, offset in placed.items()), default=0)
 
 
 def lives(schedule: Schedule, trace: Trace) -> list[Life]:
-    """The life of each group, from the steady order: from each copy to the last reader before the next copy."""
-    events: dict[str, list[tuple[int, bool]]] = {name: [] for name in schedule.groups}  # (position, is it a copy in?)
-    group_of = {weight: name for name, weights in schedule.groups.items() for weight in weights}
-    reads = {call.name: {group_of[name] for name in call.reads if name in group_of} for call in trace.calls}
+    """The life of each bundle, from the steady order: from each copy to the last reader before the next copy."""
+    events: dict[str, list[tuple[int, bool]]] = {name: [] for name in schedule.bundles}  # (position, is it a copy in?)
+    bundle_of = {weight: name for name, weights in schedule.bundles.items() for weight in weights}
+    reads = {call.name: {bundle_of[name] for name in call.reads if name in bundle_of} for call in trace.calls}
     for position, task in enumerate(schedule.steady):
         for name in reads[task.name] if task.kind == "compute" else {task.name} & events.keys():
             events[name].append((position, task.kind == "h2d"))
     count = len(schedule.steady)
     return [
         Life(name, aligned(span_bytes(weights, trace)), _arcs(events[name], count))
-        for name, weights in schedule.groups.items()
+        for name, weights in schedule.bundles.items()
     ]
 
 
 def _arcs(events: list[tuple[int, bool]], count: int) -> tuple[tuple[int, int], ...] | None:
-    """Arcs on a circle of `count` positions; one that goes round the end is cut in two. None: no copy, all round."""
+    """Arcs on a circle of `count` positions; one that goes round the end is cut in two. None if nothing is copied."""
     births = [i for i, (_, arrives) in enumerate(events) if arrives and not events[i - 1][1]]
     if not births:
         return None
@@ -84,7 +86,7 @@ def _arcs(events: list[tuple[int, bool]], count: int) -> tuple[tuple[int, int], 
 
 
 def _pack(lives: Sequence[Life], bottom: int) -> dict[str, int]:
-    """Each life in turn at the lowest place that is free all through it."""
+    """Put each bundle in turn at the lowest place that is free as long as it lives."""
     placed: list[tuple[int, Life]] = []
     for life in lives:
         offset = bottom

@@ -7,7 +7,7 @@ options: {residents: spread, prefetch: 2}
 blocks: ["transformer_blocks.*"]
 entry: forward
 margin: 200MiB
-components:               # of a pipeline: what is said here wins for the component of that name
+components:               # of a pipeline: these values replace the ones above, for the component of that name
   vae: {strategy: resident, entry: decode}
 """
 
@@ -25,8 +25,8 @@ from taskgraph_offload.nouns.budget import parse_budget
 from taskgraph_offload.nouns.machine import Machine
 
 from . import strategies
-from .options import options_of
 from .planner import parse_margin
+from .strategy import options_of
 from .strict_yaml import Node, Refusal, Scalar, read_strictly
 
 Checked = TypeVar("Checked")
@@ -34,11 +34,11 @@ Checked = TypeVar("Checked")
 
 @dataclass(frozen=True)
 class Settings:
-    """What a settings file says; what it leaves out is as `Planner` has it."""
+    """The values of a settings file; missing ones are the defaults of `Planner`."""
 
     budget: float | str | None = None
     machine: Machine | str | None = None
-    strategy: str = "auto"
+    strategy: str = strategies.DEFAULT
     options: Mapping[str, Scalar] = field(default_factory=dict)
     blocks: tuple[str, ...] | None = None
     entry: str = "forward"
@@ -54,7 +54,7 @@ class Settings:
 def read_settings(path: str | os.PathLike[str], component: str | None = None) -> Settings:
     """Read a settings file, or raise a `SettingsError` of one line that says where and what is wrong.
 
-    With a component: what the file says for that one, over what it says for all.
+    With a component: the settings of that component.
 
     >>> import tempfile
     >>> file = Path(tempfile.mkdtemp(), "offload.yaml")
@@ -78,7 +78,7 @@ def read_settings(path: str | os.PathLike[str], component: str | None = None) ->
 
 
 def _settings(content: Node) -> tuple[Settings, dict[str, Settings]]:
-    """What is said for all, and with it what is said for each component."""
+    """The settings for all, and the settings of each component."""
     _check_keys(content, ACCEPTED)
     given = dict(content.value)
     listed = given.pop("components", Node({}, content.line))
@@ -92,7 +92,7 @@ def _settings(content: Node) -> tuple[Settings, dict[str, Settings]]:
 
 
 def _over(base: Settings, node: Node) -> Settings:
-    """Settings with what a mapping says put over them. Options belong to a strategy, and go with it."""
+    """`base` with the values of a mapping. Another strategy drops the options of the former one."""
     values = {key: _READERS[key](entry) for key, entry in node.value.items()}
     if values.get("strategy", base.strategy) != base.strategy:
         base = replace(base, options={})
@@ -109,7 +109,7 @@ def _check_keys(node: Node, accepted: Sequence[str], of: str = "") -> None:
 
 
 def _located(node: Node, check: Callable[..., Checked], *arguments: Any) -> Checked:
-    """What `check` returns; what it refuses is refused with the line of the node."""
+    """Return what `check` returns; add the line of the node to its error."""
     try:
         return check(*arguments)
     except SettingsError as error:
@@ -197,12 +197,12 @@ OF_MACHINE = tuple(entry.name for entry in fields(Machine))
 
 
 def _accepted_keys(inside: tuple[str, ...]) -> Sequence[str]:
-    """The keys of the innermost mapping with keys of its own that one is in, inside these keys."""
+    """The keys that are accepted at a place of the file. `inside`: the keys that lead there."""
     match inside:
         case ("machine", *_):
             return OF_MACHINE
         case ("options", *_) | ("components", _, "options", *_):
-            known = {name: ", ".join(options_of(strategies.find(name))) for name in strategies.names()}
+            known = {name: ", ".join(options_of(strategies.find(name).schedule)) for name in strategies.names()}
             return [f"{options} (of {name})" for name, options in known.items() if options]
         case ("components", *_):
             return OF_COMPONENT

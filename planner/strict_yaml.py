@@ -1,8 +1,8 @@
 """Reads a small YAML file strictly: plain mappings, lists and values, each with its line; anything else is refused.
 
-YAML can do much that a settings file never needs and that can hurt: anchors that expand without end, tags that build
-objects, keys that silently win over their twins. The parser's events are read one by one, so that what is refused is
-refused before anything is built of it.
+YAML has features that a settings file never needs and that can do harm: anchors that expand without end, tags that
+build objects, keys that silently replace equal keys. The parser's events are read one by one, so an error is raised
+before anything is built.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _NO_TEXT = re.compile(r"[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U
 
 
 class Refusal(SettingsError):
-    """What is wrong in one line of a file. `inside` are the keys that lead to it, with "-" for a list."""
+    """An error in one line of a file. `inside`: the keys that lead to it, with "-" for a list."""
 
     def __init__(self, line: int, problem: str, inside: Sequence[str] = ()) -> None:
         super().__init__(f"line {line}: {problem}")
@@ -41,7 +41,7 @@ class Refusal(SettingsError):
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A value of the file: a scalar, a list of nodes or a dict of nodes by key. The line where it begins, inside what.
+    """A value of the file: a scalar, a list of nodes or a dict of nodes by key; its line, and the keys that lead to it.
 
     >>> parse_strictly("machine: {name: mine}").value["machine"].value
     {'name': Node(value='mine', line=1, inside=('machine',))}
@@ -122,9 +122,9 @@ def _unreadable(error: yaml.YAMLError, inside: Sequence[str]) -> Refusal:
 
 
 class _Reader:
-    """Turns the parser's events into nodes, and refuses at the first one that a settings file has no use for.
+    """Turns the parser's events into nodes, and raises an error at the first event that a settings file does not need.
 
-    `inside` are the keys that lead to where it reads; after an error, to where that was.
+    `inside`: the keys that lead to the place that is being read, or to the error.
     """
 
     def __init__(self, events: Iterator[Any]) -> None:

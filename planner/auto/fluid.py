@@ -1,32 +1,123 @@
-"""Who streams how much, if bytes were a fluid: the residency that a pace needs, as difference constraints.
+"""How many bytes of each unit stream: first as if bytes were a fluid, then in whole items.
 
-Given the starts of the units, the bytes streamed in a cycle and the room they pass through, two sums are unknown: the
-bytes due when each unit starts, and the bytes copied at each start and each end.
+1. Candidates. What streams and the ring that it passes through come as a pair:
 
-    bytes
-      ^                      ___/        copied: never faster than the link,
-      |             ____/---/  /         not below what is due,
-      |        /---/     _____/          not above what was due one unit before, plus the room
-      |   /---/    _____/
-      |  /    ____/                      due: grows by no more than the unit's bytes
-      +--|----------|-------|----> time
-       start      start   start
+       missing  =  all items - capacity
+       streamed =  missing + ring
+       turns    =  streamed / ring       few: a large ring, much is fetched early and much is streamed
+                                         many: a small ring, little is streamed, and just in time
 
-Each constraint bounds a difference of two sums. So lowering every sum to what the others allow, again and again, ends
-in the highest solution below the first guess; or, where there is none, never ends.
+   An item has one seat, so each byte of the ring is used a whole number of times in a cycle. Where the number of turns
+   is no whole number, the last turn leaves a part of the ring unused. So whole numbers of turns are tried, too.
+
+2. Flow. For each candidate: what must stream of each unit to keep a given pace. Given are the starts of the units, the
+   bytes streamed in a cycle and the room that they pass through. Two sums are unknown: the bytes due when each unit
+   starts, and the bytes copied at each start and each end.
+
+       bytes
+         ^                      ___/        copied: never faster than the link,
+         |             ____/---/  /         not below what is due,
+         |        /---/     _____/          not above what was due one unit before, plus the room
+         |   /---/    _____/
+         |  /    ____/                      due: grows by no more than the unit's bytes
+         +--|----------|-------|----> time
+          start      start   start
+
+   Each constraint bounds a difference of two sums. So each sum is lowered to what the others allow, again and again.
+   This ends in the highest solution below the first guess; if there is no solution, it never ends.
+
+3. Rounding. Each unit streams the items whose sum brings the total nearest to what was asked:
+
+       asked        3.0   6.0   9.0   12.0        bytes streamed, summed along the cycle
+       unit's sums  0 4 8 in any unit
+       chosen       4     4     8     12
+
+   The error of one unit is passed on to the next one, so it never grows beyond half an item. Where few items stream,
+   half an item is much. Then `trim` exchanges items of any units until the total is as asked.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate, chain, pairwise
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-Numbers: TypeAlias = NDArray[np.float64]
+from ..bound.windows import Cycle, steady_pace
+from .ring import subset_sums
+from .stock import Streamable
 
+Numbers: TypeAlias = NDArray[np.float64]
+Chosen: TypeAlias = tuple[tuple[int, ...], ...]  # for each unit: the items that stream
+
+_SLOWER = (0.0, 0.001, 0.003, 0.006, 0.01, 0.02, 0.04)  # than the best pace of a capacity and a ring
+_SMALLEST_RING = 0.4  # in usual items
+_RING_STEP = 1.2
+_RINGS = 40
+_FEW_TURNS = 6  # fewer need not be whole: a larger ring would stream too much
 _SWEEPS = 40
+_MOST_EXCHANGES = 6
+_CLOSE = 0.001
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Bytes of each unit that would stream, and the pace that they would keep if they were a fluid."""
+
+    pace: float
+    streamed: float
+    residency: Numbers
+    streamable: Streamable
+
+
+def candidates(
+    streamable: Streamable, seconds: tuple[float, ...], rate: float, missing: float, usual: float, most_seconds: float
+) -> list[Candidate]:
+    """For each ring that works when `missing` bytes cannot stay: the best pace it can keep; the fastest first.
+
+    `usual` are the bytes of a usual item. Paces of `most_seconds` or more are left out.
+    """
+    total = float(streamable.nbytes.sum())
+    if missing >= total:
+        return []
+    pace = steady_pace(Cycle(seconds, streamable.nbytes.tolist(), [total - missing] * len(seconds)), rate)
+    starts, lasting = np.array(pace.starts), np.array(seconds)
+    found = []
+    for ring in _rings(missing, max(usual * _SMALLEST_RING, streamable.largest), total):
+        streamed = missing + ring
+        least = max(1.0, streamed / (rate * pace.seconds))  # a pace at which the link carries as much
+        low, high = 0, bisect_left([pace.seconds * least * (1 + more) for more in _SLOWER], most_seconds)
+        best: Candidate | None = None
+        while low < high:  # the fastest pace that a residency keeps
+            middle = (low + high) // 2
+            longer = least * (1 + _SLOWER[middle]) * (1 + 1e-9)
+            flow = Flow.at(pace.seconds * longer, starts * longer, lasting, rate)
+            residency = flow.residency(streamable.nbytes, streamed, ring)
+            if residency is None:
+                low = middle + 1
+            else:
+                high, best = middle, Candidate(flow.pace, streamed, residency, streamable)
+        if best is not None:
+            found.append(best)
+    return sorted(found, key=lambda candidate: (candidate.pace, candidate.streamed))
+
+
+def _rings(missing: float, smallest: float, total: float) -> list[float]:
+    """Sizes from the smallest on, by a constant factor, with whole turns; a few turns need not be whole."""
+    wanted = set[float]()
+    for i in range(_RINGS):
+        ring = smallest * _RING_STEP**i
+        turns = 1 + missing / ring
+        if turns >= 1.5:
+            wanted.add(missing / (round(turns) - 1))
+        if turns < _FEW_TURNS:
+            wanted.add(ring)
+    return sorted([ring for ring in wanted if missing + ring <= total])
 
 
 @dataclass(frozen=True)
@@ -41,7 +132,7 @@ class Flow:
 
     @staticmethod
     def at(pace: float, starts: Numbers, seconds: Numbers, rate: float) -> Flow:
-        """The flow of units that start at these times, every cycle as long as the pace says."""
+        """The flow of units that start at these times, in cycles of `pace` seconds."""
         ends = starts + seconds
         before = np.concatenate(([ends[-1] - pace], ends[:-1]))
         carried = np.empty(2 * len(starts))
@@ -75,7 +166,9 @@ def _limits(most: Numbers) -> Numbers:
 
 
 def _settle(sums: Numbers, limits: Numbers, cycle: float) -> Numbers:
-    """The highest sums, none above these, that never fall and never grow by more than the limits do, round and round.
+    """The highest sums, none above the given ones, that never fall and never grow by more than the limits do.
+
+    They go round: the sums of the next cycle are these plus `cycle`.
 
     >>> _settle(np.array([5.0, 9.0, 7.0]), _limits(np.array([1.0, 2.0, 3.0])), 6.0).tolist()
     [2.0, 4.0, 7.0]
@@ -86,3 +179,72 @@ def _settle(sums: Numbers, limits: Numbers, cycle: float) -> Numbers:
     fallen = np.minimum.accumulate(grown[::-1])[::-1]
     settled: Numbers = np.minimum(fallen, fallen[0] + cycle)
     return settled
+
+
+def roundings(candidate: Candidate, by_units: bool) -> list[Chosen]:
+    """For each unit, the items that stream: with optimised and with equal shares, each also trimmed.
+
+    With `by_units`, also choices that stream or keep units as a whole.
+    """
+    streamable = candidate.streamable
+    items, sizes = streamable.items, streamable.sizes
+    equal = streamable.nbytes * (candidate.streamed / streamable.nbytes.sum())
+    found: list[Chosen] = []
+    for asked in (candidate.residency.tolist(), equal.tolist()):
+        rounded = round_to_items(asked, sizes)
+        for chosen in (rounded, trim(rounded, sizes, candidate.streamed)):
+            found.append(tuple([tuple(map(unit.__getitem__, some)) for unit, some in zip(items, chosen, strict=True)]))
+        if by_units:
+            whole = round_to_items(asked, [(int(nbytes),) for nbytes in streamable.nbytes])
+            found.append(tuple([unit if some else () for unit, some in zip(items, whole, strict=True)]))
+    return found
+
+
+@lru_cache(maxsize=4096)
+def _sums_of(sizes: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
+    """Sums of subsets of a unit's items, in order, and for each sum the positions of the items."""
+    ordered = sorted(subset_sums(enumerate(sizes)).items())
+    sums, subsets = zip(*ordered, strict=True)
+    return sums, subsets
+
+
+def round_to_items(asked: Sequence[float], sizes: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """For each unit: the positions of the items that stream, from the bytes that were asked for."""
+    chosen: list[tuple[int, ...]] = []
+    missing = 0.0
+    for want, unit_sizes in zip(asked, sizes, strict=True):
+        sums, subsets = _sums_of(unit_sizes)
+        missing += want
+        upper = min(bisect_left(sums, missing), len(sums) - 1)
+        lower = max(upper - 1, 0)
+        place = upper if missing - sums[lower] >= 0.5 * (sums[upper] - sums[lower]) else lower
+        chosen.append(subsets[place])
+        missing -= sums[place]
+    return chosen
+
+
+def trim(chosen: Sequence[tuple[int, ...]], sizes: Sequence[tuple[int, ...]], least: float) -> list[tuple[int, ...]]:
+    """The same choice; if it is less than `least` bytes or noticeably more, with a few items exchanged for others.
+
+    >>> trim([(0,), (0,)], [(4,), (5,), (3,)], 6)
+    [(0,), (), (0,)]
+    """
+    begins = list(accumulate(map(len, sizes), initial=1))  # position 0 stands for "no item"
+    nbytes = np.array([0, *chain.from_iterable(sizes)], dtype=np.float64)
+    inside = np.zeros(len(nbytes), dtype=bool)
+    inside[[begin + i for begin, some in zip(begins, chosen, strict=False) for i in some]] = True
+    for _ in range(_MOST_EXCHANGES):
+        over = nbytes[inside].sum() - least
+        leaving, coming = np.append(0, np.flatnonzero(inside)), np.append(0, np.flatnonzero(~inside))
+        coming = coming[np.argsort(nbytes[coming], kind="stable")]
+        best = np.searchsorted(nbytes[coming], nbytes[leaving] - over)
+        fits = best < len(coming)
+        if not fits.any():
+            break
+        leaving, partner = leaving[fits], coming[best[fits]]
+        left = over - nbytes[leaving] + nbytes[partner]
+        which = int(np.argmin(left))
+        if 0 <= over <= max(left[which], least * _CLOSE):
+            break
+        inside[leaving[which]], inside[partner[which]] = False, True
+    return [tuple(np.flatnonzero(inside[begin:end]).tolist()) for begin, end in pairwise(begins)]

@@ -1,4 +1,4 @@
-r"""Which activations leave the device and come back, so that the weights that a call needs at once fit beside the rest.
+r"""Chooses activations that leave the device and come back, so that the weights of each call fit beside the rest.
 
     activations        ____                  ____
     peak         ~~~~~/~~~~\~~~~~~~~~~~~~~~~/~~~~\~~~~     what must be reached: calls above it are high
@@ -6,9 +6,10 @@ r"""Which activations leave the device and come back, so that the weights that a
     ~x       made | - idle - - - - - - - - - - - - - - | used
                   d2h [------- gone --------------] h2d
 
-It leaves behind the call that touched it last, is gone when the first high call of its idle span begins, and returns
-behind the last one. Only what the executor can find leaves: at the end of a block it knows all storages that live on,
-in the middle of one it does not. Chooses activations, and where their tasks stand; no weight.
+A call is high if its peak is above what must be reached. An activation leaves after the call that touched it last. It
+is gone when the first high call of its idle span begins, and returns after the last high call. Only activations that
+the executor can find may leave: at the end of a block it knows all living storages, in the middle of a block it does
+not.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from taskgraph_offload.nouns.graph import ACTIVATION, Task
 from taskgraph_offload.nouns.trace import INPUT, Activation, Trace
 from taskgraph_offload.plan.plan import aligned
 
-from ..bound.idle import first_pieces, idle_spans
-from .units import cut_finer
+from ..bound.bounds import first_pieces, idle_spans
+from .stock import cut_finer
 
 
 @dataclass(frozen=True, slots=True)
 class Spill:
-    """An activation leaves behind call `behind`, and is gone through the calls [first, stop)."""
+    """An activation leaves after the call `behind`, and is gone during the calls [first, stop)."""
 
     activation: Activation
     behind: int
@@ -36,7 +37,7 @@ class Spill:
 
 
 def cut_for_spills(trace: Trace, most_bytes: int) -> Trace:
-    """The finest cut, but calls that make activations inside stay whole where they read no more than so many bytes."""
+    """The finest cut; but a call that makes activations inside stays whole if it reads at most `most_bytes`."""
     where, first = trace.call_of_piece, first_pieces(trace.call_of_piece)
     whole = set()
     for activation in trace.activations:
@@ -49,7 +50,7 @@ def cut_for_spills(trace: Trace, most_bytes: int) -> Trace:
 
 
 def findable(trace: Trace, blocks: Trace) -> list[Activation]:
-    """The activations whose makers end where a whole block does. `blocks`: the trace before it was cut."""
+    """The activations that are made at the end of a whole block. `blocks`: the trace before it was cut."""
     ends = {*first_pieces(blocks.call_of_piece)} & {*first_pieces(trace.call_of_piece)}
     stops = first_pieces(trace.call_of_piece)[1:]
     made = (a for a in trace.activations if a.producer != INPUT)
@@ -57,15 +58,15 @@ def findable(trace: Trace, blocks: Trace) -> list[Activation]:
 
 
 def lowest_peak(trace: Trace, movable: Sequence[Activation]) -> int:
-    """The peak of activations when all of these leave whenever they can."""
-    return max(_loads(trace, _candidates(trace, movable, range(len(trace.calls)))))
+    """The peak of activations if all of these leave whenever they can."""
+    return max(_loads(trace, _possible(trace, movable, range(len(trace.calls)))))
 
 
 def choose(trace: Trace, movable: Sequence[Activation], peak: int) -> list[Spill] | None:
-    """Spills that bring the peak of activations down so far, the largest at the highest piece first; or None."""
+    """Spills that bring the peak down to `peak`, or None. Each step takes the largest one at the highest piece."""
     where, first, loads = trace.call_of_piece, first_pieces(trace.call_of_piece), _loads(trace, ())
     high = sorted({where[piece] for piece, nbytes in enumerate(loads) if nbytes > peak})
-    candidates, chosen = list(_candidates(trace, movable, high)), list[Spill]()
+    candidates, chosen = list(_possible(trace, movable, high)), list[Spill]()
     while (most := max(loads)) > peak:
         piece = loads.index(most)
         useful = [s for s in candidates if s.first <= where[piece] < s.stop and piece < s.activation.until]
@@ -78,12 +79,12 @@ def choose(trace: Trace, movable: Sequence[Activation], peak: int) -> list[Spill
 
 
 def peak_with(trace: Trace, spills: Iterable[Spill]) -> int:
-    """The peak of activations that is left."""
+    """The peak of activations with these spills."""
     return max(_loads(trace, spills))
 
 
 def with_spills(steady: Sequence[Task], trace: Trace, spills: Iterable[Spill]) -> tuple[Task, ...]:
-    """The tasks of a cycle with the copies of what leaves, each right behind its call."""
+    """The tasks of a cycle, with the copies of the spills right behind their calls."""
     behind: dict[str, list[Task]] = {}
     names = [call.name for call in trace.calls]
     for spill in spills:
@@ -94,8 +95,8 @@ def with_spills(steady: Sequence[Task], trace: Trace, spills: Iterable[Spill]) -
     return tuple(t for task in steady for t in (task, *(behind.get(task.name, ()) if task.kind == "compute" else ())))
 
 
-def _candidates(trace: Trace, movable: Iterable[Activation], high: Sequence[int]) -> Iterator[Spill]:
-    """What can leave while it is idle in some of the high calls."""
+def _possible(trace: Trace, movable: Iterable[Activation], high: Sequence[int]) -> Iterator[Spill]:
+    """A spill for each idle span of an activation that holds high calls."""
     where = trace.call_of_piece
     for activation in movable:
         for start, stop in idle_spans(activation, where):
@@ -107,16 +108,14 @@ def _candidates(trace: Trace, movable: Iterable[Activation], high: Sequence[int]
 
 def _loads(trace: Trace, spills: Iterable[Spill]) -> list[int]:
     """For each piece: its peak of activations, without those that are away."""
-    loads, first = (
-        [piece.transient_bytes for call in trace.calls for piece in call.pieces],
-        first_pieces(trace.call_of_piece),
-    )
+    loads = [piece.transient_bytes for call in trace.calls for piece in call.pieces]
+    first = first_pieces(trace.call_of_piece)
     for spill in spills:
         _relieve(loads, spill, first)
     return loads
 
 
 def _relieve(loads: list[int], spill: Spill, first: Sequence[int]) -> None:
-    """Take a spill off the pieces through which it is away. `first`: the first piece of each call."""
+    """Subtract an activation from the pieces during which it is away. `first`: the first piece of each call."""
     for piece in range(first[spill.first], min(first[spill.stop], spill.activation.until)):
         loads[piece] -= spill.activation.nbytes

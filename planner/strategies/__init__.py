@@ -1,23 +1,40 @@
-"""One file per strategy. A file here is a strategy: nothing lists them.
+"""One file per strategy. A file here is a strategy: no list names them.
 
-A strategy's module has one function, `schedule(problem, **options) -> Schedule`, whose keyword-only parameters are its
-options, annotated with what they accept. It orders computes and copies and picks who stays; it writes no offsets, and
-never an edge.
+A strategy's file has one function, `schedule(problem, **options) -> Schedule`. It orders computes and copies and picks
+who stays. It writes no offsets, and never an edge. A file may offer more:
+
+    improve(plan, draft)                     a better plan, made with the drafts of other strategies
+    step_with(request, budget_bytes, plan)   a quick guess of the step under another budget
+    VARIANTS                                 options that are worth a row in every comparison
+    DEFAULT = True                           the strategy for whoever names none
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 from taskgraph_offload.errors import SettingsError, shown
+from taskgraph_offload.plan.plan import Plan
 
-from ..options import accepts, in_words, options_of
-from ..schedule import Schedule
+from ..strategy import Request, Schedule, accepts, in_words, options_of
 
-Strategy = Callable[..., Schedule]
+Draft: TypeAlias = Callable[[str, Mapping[str, Any]], Plan | None]  # what a strategy would do here, if it can
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """What a strategy's file offers."""
+
+    name: str
+    schedule: Callable[..., Schedule]
+    improve: Callable[[Plan, Draft], Plan] | None
+    step_with: Callable[[Request, int, Plan], float] | None
+    variants: Sequence[Mapping[str, Any]]
+    is_default: bool
 
 
 def names() -> tuple[str, ...]:
@@ -33,16 +50,26 @@ def find(name: str) -> Strategy:
     """A strategy by its name."""
     if name not in names():
         raise SettingsError(f"unknown strategy {shown(name)}; there are {', '.join(names())}")
-    strategy: Strategy = importlib.import_module(f"{__name__}.{name}").schedule
-    return strategy
+    file = importlib.import_module(f"{__name__}.{name}")
+    return Strategy(
+        name,
+        file.schedule,
+        improve=getattr(file, "improve", None),
+        step_with=getattr(file, "step_with", None),
+        variants=getattr(file, "VARIANTS", ()),
+        is_default=getattr(file, "DEFAULT", False),
+    )
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> None:
     """Raise `SettingsError` for an option that the strategy does not have, or that does not accept its value."""
-    known = options_of(find(name))
+    known = options_of(find(name).schedule)
     for option, value in options.items():
         if option not in known:
             has = f"it has {', '.join(known)}" if known else "it has none"
             raise SettingsError(f"strategy {name!r} has no option {shown(option)}; {has}")
         if not accepts(known[option], value):
             raise SettingsError(f"option {option!r} of {name} is {in_words(known[option])}, not {shown(value)}")
+
+
+DEFAULT = next(name for name in names() if find(name).is_default)

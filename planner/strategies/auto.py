@@ -1,64 +1,121 @@
 """auto: the best plan that is found for the budget, near the bound that no schedule beats. The default.
 
-A fixed part of the weights stays and the rest streams through a ring of bytes, copied as soon as the bytes it
-overwrites have been read, the next cycle's first weights already during this one:
+A fixed part of the weights stays. The rest streams through a ring of bytes: each copy starts as soon as the bytes that
+it overwrites have been read. The first weights of the next cycle are copied during this one:
 
     h2d      [-c-][---e---][-a-][---b---][-c-][---e---]      d stays; a, b, c and e share the ring
     compute     [-a-][-b-][--c--][-d-][--e--][-a-][-b-]
 
-First with whole blocks as units; then, if that leaves anything to gain, with blocks cut finer, which need less room.
-The parts: `items` (what can stream), `search` (who streams), `ring` (where), `copies` (when), `rehearse` (how fast).
+The search begins with whole blocks as units. Where more can be gained, it goes on with blocks cut finer, which need
+less room. The parts in `planner.auto`: `stock` (what can stream), `fluid` (how much of each unit), `ring` (seats and
+copies), `draft` (how fast), `search` (the best draft), `spills` (activations that leave).
+
+`auto` is never slower than the strategies it replaces. Where a plan stays above the bound, `improve` tries them too.
+They are seldom faster. If one is, its tasks become the plan of `auto`, so no user needs to try them by hand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from math import inf
+from typing import Any
 
+from taskgraph_offload.nouns.machine import Machine
 from taskgraph_offload.nouns.trace import Trace
+from taskgraph_offload.plan.plan import Plan
+from taskgraph_offload.plan.simulate import SETTLED
 
-from ..auto.draft import Desk, Draft
-from ..auto.items import take_stock
+from ..auto.draft import FASTER_LINK, SLOWER_LINK, Draft, Drafter, score, to_schedule
 from ..auto.search import pace_of, search
-from ..auto.serial import to_schedule
 from ..auto.spills import choose, cut_for_spills, findable, lowest_peak, peak_with, with_spills
-from ..auto.units import cut_finer
-from ..problem import Problem
-from ..schedule import Infeasible, Schedule
-from . import resident, sequential
+from ..auto.stock import cut_finer, take_stock
+from ..bound.bounds import bound
+from ..seats import arena_bytes
+from ..strategy import Infeasible, Problem, Request, Schedule
+from . import layerwise, resident, sequential
 
-_CUTS = (4, 16, 64)  # a call is cut where a run of pieces reads the largest call's bytes divided by this
+DEFAULT = True
+
+_CUTS = (4, 16, 64)  # a call is cut where a part reads the largest call's bytes divided by this
 _MOST_UNITS = 800
 _FINER_MUST_GAIN = 0.002  # of the step: more units mean more hooks and more events
+_CLOSE = 1.002  # times the bound: no rival could do noticeably better
+_RIVALS: tuple[tuple[str, Mapping[str, Any]], ...] = (
+    ("keep", {}),
+    *(("layerwise", options) for options in layerwise.VARIANTS),
+    ("layerwise", {"residents": "spread", "prefetch": 2}),
+)
 
 
 def schedule(problem: Problem) -> Schedule:
     """Keep everything if it fits; else stream; where that does not fit, let activations leave too."""
-    if _desk(problem, problem.trace).stock.nbytes <= problem.capacity:
+    whole = _drafter(problem, problem.trace)
+    if whole.stock.nbytes <= problem.capacity:
         return resident.schedule(problem)
     try:
-        return _streaming(problem)
+        return _streaming(problem, whole)
     except Infeasible as infeasible:
         return _spilling(problem, infeasible.arena_bytes)
 
 
-def _streaming(problem: Problem) -> Schedule:
+def improve(plan: Plan, draft: Callable[[str, Mapping[str, Any]], Plan | None]) -> Plan:
+    """The plan; or, if it is above the bound, a rival that is faster and has a better score, called `auto` too."""
+    best, least = plan, inf
+    if plan.settled_seconds <= plan.bound.step_seconds * _CLOSE:
+        return plan
+    for strategy, options in _RIVALS:
+        rival = draft(strategy, options)
+        if rival is not None and _link_seconds(rival) < best.settled_seconds > rival.settled_seconds:
+            least = min(least, _score(best))
+            if (its := _score(rival)) < least:
+                best, least = rival, its
+    return best if best is plan else replace(best, strategy=plan.strategy, options=plan.options, bound=plan.bound)
+
+
+def step_with(request: Request, budget_bytes: int, plan: Plan) -> float:
+    """The step under another budget, guessed from the bound, since planning takes seconds.
+
+    Where compute is the bound, the guess is the bound. Elsewhere it is as far above the bound as this plan is.
+    """
+    step = bound(request.trace, budget_bytes - request.margin_bytes, request.machine).step_seconds
+    if step > sum(call.cost(request.machine) for call in request.trace.calls) * (1 + 1e-9):
+        step *= plan.settled_seconds / plan.bound.step_seconds
+    return step
+
+
+def _link_seconds(plan: Plan) -> float:
+    """How long the link takes for a step: no step is shorter."""
+    return plan.streamed_bytes / plan.machine.h2d_bytes_per_second
+
+
+def _score(plan: Plan) -> float:
+    others = [
+        plan.predict(SETTLED, _with_link(plan.machine, times)).step_seconds for times in (SLOWER_LINK, FASTER_LINK)
+    ]
+    return score(plan.settled_seconds, *others)
+
+
+def _with_link(machine: Machine, times: float) -> Machine:
+    return replace(machine, h2d_bytes_per_second=machine.h2d_bytes_per_second * times)
+
+
+def _streaming(problem: Problem, whole: Drafter) -> Schedule:
     """Search at whole blocks, then at finer units."""
-    whole = _desk(problem, problem.trace)
-    if _desk(problem, cut_finer(problem.trace, 0)).stock.largest_unit_bytes > problem.capacity:
+    if _drafter(problem, cut_finer(problem.trace, 0)).stock.largest_unit_bytes > problem.capacity:
         return _one_after_another(problem)
     best: Draft | None = None
-    for desk in (whole, *_finer(problem, whole)):
-        if best is None or _may_gain(desk, best):
-            best = _better(best, search(desk, desk.everything_streams()))
+    for drafter in (whole, *_finer(problem, whole)):
+        if best is None or _may_gain(drafter, best):
+            best = _better(best, search(drafter, drafter.everything_streams()))
     return to_schedule(best) if best is not None else _one_after_another(problem)
 
 
 def _spilling(problem: Problem, needed: int) -> Schedule:
-    """Stream in no more bytes than it takes; of the activations, as much leaves as these bytes need."""
+    """Stream through the smallest possible arena; activations leave until it fits."""
     trace, peak = cut_for_spills(problem.trace, needed), problem.trace.activation_bytes
     movable, cut = findable(trace, problem.trace), replace(problem, trace=trace)
-    needed = cut.arena_bytes(sequential.schedule(cut))
+    needed = arena_bytes(sequential.schedule(cut), cut.trace)
     spills = choose(trace, movable, peak + problem.capacity - needed)
     if spills is None:
         raise Infeasible(needed, peak - lowest_peak(trace, movable))
@@ -68,15 +125,15 @@ def _spilling(problem: Problem, needed: int) -> Schedule:
 
 
 def _at(problem: Problem) -> Schedule:
-    """The best for these units and no others."""
-    desk = _desk(problem, problem.trace)
-    best = search(desk, desk.everything_streams())
+    """The best schedule for these units, without a finer cut."""
+    drafter = _drafter(problem, problem.trace)
+    best = search(drafter, drafter.everything_streams())
     return to_schedule(best) if best is not None else _without_gates(sequential.schedule(problem))
 
 
-def _may_gain(desk: Desk, best: Draft) -> bool:
-    """Whether these units are few enough, and could be faster if all went well."""
-    return len(desk.stock.seconds) <= _MOST_UNITS and pace_of(desk) < best.step_seconds * (1 - _FINER_MUST_GAIN)
+def _may_gain(drafter: Drafter, best: Draft) -> bool:
+    """Whether a search with these units is worth its time: they are few enough, and their best pace is faster."""
+    return len(drafter.stock.seconds) <= _MOST_UNITS and pace_of(drafter) < best.step_seconds * (1 - _FINER_MUST_GAIN)
 
 
 def _better(best: Draft | None, finer: Draft | None) -> Draft | None:
@@ -85,26 +142,26 @@ def _better(best: Draft | None, finer: Draft | None) -> Draft | None:
     return finer if finer.score < best.score * (1 - _FINER_MUST_GAIN) else best
 
 
-def _finer(problem: Problem, whole: Desk) -> Iterator[Desk]:
-    """The same problem in more and more, smaller and smaller units; at last every piece is one."""
+def _finer(problem: Problem, whole: Drafter) -> Iterator[Drafter]:
+    """The same problem with smaller and smaller units; at last every piece is a unit."""
     largest, before = whole.stock.largest_unit_bytes, len(problem.trace.calls)
     for least_bytes in (*(largest // parts for parts in _CUTS), 0):
         trace = cut_finer(problem.trace, least_bytes)
         if before < len(trace.calls):
             before = len(trace.calls)
-            yield _desk(problem, trace)
+            yield _drafter(problem, trace)
 
 
-def _desk(problem: Problem, trace: Trace) -> Desk:
+def _drafter(problem: Problem, trace: Trace) -> Drafter:
     seconds = tuple(call.cost(problem.machine) for call in trace.calls)
-    return Desk(take_stock(trace, seconds), problem.capacity, problem.machine)
+    return Drafter(take_stock(trace, seconds), problem.capacity, problem.machine)
 
 
 def _one_after_another(problem: Problem) -> Schedule:
-    """What needs the least: every piece is a unit, and its weights come when it is their turn."""
+    """The schedule that needs the least memory: every piece is a unit, and its weights are copied just before it."""
     finest = replace(problem, trace=cut_finer(problem.trace, 0))
     found = sequential.schedule(finest)
-    needed = finest.arena_bytes(found)
+    needed = arena_bytes(found, finest.trace)
     if needed > problem.capacity:
         raise Infeasible(needed)
     return replace(_without_gates(found), trace=finest.trace)

@@ -1,7 +1,6 @@
-"""keep: first come stays, while it fits; the rest is loaded on demand, and freed.
+"""keep: the first bundles stay, as many as fit. The others are loaded when their call is reached, and freed after it.
 
-This is the VRAM limit of DiffSynth-Studio and the three states of TeleFuser (offload, onload, keep). A load on demand
-starts when its call is reached, so nothing overlaps.
+This is the VRAM limit of DiffSynth-Studio and the three states of TeleFuser (offload, onload, keep). Nothing overlaps.
 
     h2d      [--a--]       [--b--]       [--c--]                     (next cycle: only c)
     compute         [--a--]       [--b--]       [--c--]
@@ -12,12 +11,11 @@ from __future__ import annotations
 
 from taskgraph_offload.nouns.graph import Task
 
-from ..problem import Problem
-from ..schedule import Schedule
+from ..strategy import Problem, Schedule
 
 
 def schedule(problem: Problem) -> Schedule:
-    """Keep groups in the order in which calls need them, as long as the largest demand of the rest still fits."""
+    """Keep bundles in the order in which calls need them, as long as the largest demand of the rest still fits."""
     kept: set[str] = set()
     for name in dict.fromkeys(name for needs in problem.needs for name in needs):
         if problem.bytes_of(kept | {name}) + _largest_demand(problem, kept | {name}) <= problem.capacity:
@@ -27,9 +25,9 @@ def schedule(problem: Problem) -> Schedule:
         previous = problem.computes[index - 1].name
         steady += [Task("h2d", name, after=previous) for name in needs if name not in kept]
         steady.append(compute)
-    return Schedule(problem.groups, frozenset(kept), tuple(steady))
+    return Schedule(problem.bundles, frozenset(kept), tuple(steady))
 
 
 def _largest_demand(problem: Problem, kept: set[str]) -> int:
-    """The most that one call needs beside what is kept."""
+    """The most bytes that one call needs in addition to what is kept."""
     return max(problem.bytes_of(set(needs) - kept) for needs in problem.needs)

@@ -1,4 +1,4 @@
-"""layerwise: every block streams, its copy issued a few blocks ahead. Some blocks may stay.
+"""layerwise: every block streams, and its copy is issued a few blocks ahead. Some blocks may stay.
 
 This is the layerwise offload of vLLM-Omni, FastVideo and SGLang, the async offload of TeleFuser and the group offload
 of diffusers; it wraps: the last blocks of a step prefetch the first ones of the next.
@@ -11,10 +11,10 @@ many blocks stay as fit beside `prefetch + 1` buffers of the largest block that 
 "leading" ones (vLLM-Omni, TeleFuser), where a copy is issued when the block `prefetch` before it starts; or "spread"
 evenly (SGLang's stride, RamTorch's pin, vLLM's groups), where it is issued when a buffer is free.
 
-Two details of real systems that cost a little, and are kept:
-- buffers are where they are: when the blocks are no multiple of the buffers, the first copies of a step wait a block
-  longer, because a weight has one seat;
-- weights that several blocks share are no layer's own, and stay.
+Two details cost a little. Real systems have them, so they are here too:
+- a weight has one seat: if the number of blocks is no multiple of the number of buffers, the first copies of a step
+  wait one block longer;
+- weights that several blocks share stay.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from typing import Annotated, Literal
 
 from taskgraph_offload.nouns.graph import Task
 
-from ..options import Range
-from ..problem import Problem
-from ..schedule import Infeasible, Schedule
+from ..seats import arena_bytes
+from ..strategy import Infeasible, Problem, Range, Schedule
 
 Residents = Literal["leading", "spread"]
+
+VARIANTS = ({"residents": "leading"}, {"residents": "spread"})
 
 
 def schedule(
@@ -38,7 +39,7 @@ def schedule(
     ratio: Annotated[float, Range(0, 1)] | None = None,
     residents: Residents | None = None,
 ) -> Schedule:
-    """Stream blocks `prefetch` ahead; keep those that `ratio`, or the budget, lets stay."""
+    """Stream blocks, with copies `prefetch` blocks ahead. `ratio` or the budget decides how many stay."""
     blocks = [index for index in range(len(problem.needs)) if _streamed_by(problem, index)]
     smallest: list[int] = []
     for count in _counts(len(blocks), ratio, residents):
@@ -49,7 +50,7 @@ def schedule(
         gates = _when_a_buffer_is_free if residents == "spread" else _when_an_earlier_block_starts
         for wraps in (True, False):
             candidate = _order(problem, streaming, gates(blocks, streaming, prefetch, len(problem.computes)), wraps)
-            needed = problem.arena_bytes(candidate)
+            needed = arena_bytes(candidate, problem.trace)
             if needed <= problem.capacity:
                 return candidate
             smallest.append(needed)
@@ -80,35 +81,35 @@ def _fits(problem: Problem, streaming: Sequence[int], prefetch: int) -> bool:
     streamed = {name for index in streaming for name in _streamed_by(problem, index)}
     buffer = max((problem.bytes_of(_streamed_by(problem, index)) for index in streaming), default=0)
     buffers = min(prefetch + 1, len(streaming))
-    return problem.bytes_of(set(problem.groups) - streamed) + buffers * buffer <= problem.capacity
+    return problem.bytes_of(set(problem.bundles) - streamed) + buffers * buffer <= problem.capacity
 
 
 def _streamed_by(problem: Problem, index: int) -> list[str]:
-    """The groups that a call alone reads: a layer's own weights."""
-    return [name for name in problem.needs[index] if len(problem.group_readers[name]) == 1]
+    """The bundles that only this call reads."""
+    return [name for name in problem.needs[index] if len(problem.bundle_readers[name]) == 1]
 
 
 def _when_an_earlier_block_starts(
     blocks: Sequence[int], streaming: Sequence[int], prefetch: int, calls: int
 ) -> list[int]:
-    """For each streaming block: the call behind which its copy is issued; negative in the cycle before."""
+    """For each streaming block: the call after which its copy is issued; negative for a call of the cycle before."""
     total, position = len(blocks), {block: i for i, block in enumerate(blocks)}
     earlier = [position[block] - min(prefetch, total - 1) for block in streaming]
     return [blocks[i % total] - 1 - (calls if i < 0 else 0) for i in earlier]
 
 
 def _when_a_buffer_is_free(blocks: Sequence[int], streaming: Sequence[int], prefetch: int, calls: int) -> list[int]:
-    """The same, behind the call that last used the buffer: the streaming block `prefetch + 1` earlier."""
+    """The same, after the call that last used the buffer: the streaming block `prefetch + 1` earlier."""
     total = len(streaming)
     earlier = [i - min(prefetch + 1, total) for i in range(total)]
     return [streaming[i % total] - (calls if i < 0 else 0) for i in earlier]
 
 
 def _order(problem: Problem, streaming: Sequence[int], gates: Sequence[int], wraps: bool) -> Schedule:
-    """Computes in order, each copy behind its gate; `wraps`: the first copies of a step already during the one before.
+    """Place each copy after the call it waits for, its gate; `wraps` prefetches the first blocks of the next step.
 
-    A gate before the first call lies in the cycle before: at the end of this list, for the next cycle; or, without
-    wrap, behind the last call.
+    A negative gate is a call of the cycle before. With `wraps`, that copy stands behind the same call of this cycle,
+    for the next one; else it stands before the first call.
     """
     computes, count = problem.computes, len(problem.computes)
     behind: dict[int, list[Task]] = {}
@@ -121,4 +122,4 @@ def _order(problem: Problem, streaming: Sequence[int], gates: Sequence[int], wra
     for index, compute in enumerate(computes):
         steady += [compute, *behind.get(index, ())]
     streamed = {name for index in streaming for name in _streamed_by(problem, index)}
-    return Schedule(problem.groups, frozenset(set(problem.groups) - streamed), tuple(steady))
+    return Schedule(problem.bundles, frozenset(set(problem.bundles) - streamed), tuple(steady))

@@ -1,8 +1,7 @@
-"""model: one whole component on the device at a time. Components are swapped, blocking, when the next one is needed.
+"""model: one whole component is on the device at a time. The next one is copied when it is needed; nothing overlaps.
 
 This is `enable_model_cpu_offload` of diffusers and the model-level offload of vLLM-Omni, TeleFuser and FastVideo. They
-copy the read-only weights back when a component leaves; `writeback` does so too. A model of one component stays once
-it has come, as it does there.
+copy the read-only weights back when a component leaves; so does `writeback`. If there is only one component, it stays.
 
     h2d      [---- encoder ----]                   [------ transformer ------]
     compute                     [- encoder -]                                 [------ transformer ------]
@@ -15,15 +14,14 @@ from itertools import groupby
 
 from taskgraph_offload.nouns.graph import Task
 
-from ..problem import Problem
-from ..schedule import Schedule
+from ..strategy import Problem, Schedule
 
 
 def schedule(problem: Problem, *, writeback: bool = False) -> Schedule:
-    """Bring a component whole when its first call comes, drop it when the next component's does."""
+    """Copy a whole component before its first call; the next component takes its place."""
     runs = [list(run) for _, run in groupby(range(len(problem.needs)), lambda i: problem.trace.calls[i].component)]
     if len(runs) == 1:
-        return Schedule(problem.groups, frozenset(problem.groups), problem.computes, loads_first=True)
+        return Schedule(problem.bundles, frozenset(problem.bundles), problem.computes, loads_first=True)
     calls = problem.trace.calls
     stays_round = calls[0].component == calls[-1].component  # the last run goes on in the next cycle's first one
     needs = [_needs(problem, [*run, *runs[0]] if stays_round and run is runs[-1] else run) for run in runs]
@@ -37,9 +35,9 @@ def schedule(problem: Problem, *, writeback: bool = False) -> Schedule:
         if writeback and not (stays_round and run is runs[-1]):
             leaving = needs[-1] if stays_round and position == 0 else needs[position]
             steady += [Task("d2h", name, after=last) for name in leaving]
-    return Schedule(problem.groups, frozenset(), tuple(steady), loads_first=True)
+    return Schedule(problem.bundles, frozenset(), tuple(steady), loads_first=True)
 
 
 def _needs(problem: Problem, run: list[int]) -> list[str]:
-    """The groups that a run of calls reads."""
+    """The bundles that a run of calls reads."""
     return list(dict.fromkeys(name for index in run for name in problem.needs[index]))

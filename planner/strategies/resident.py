@@ -1,14 +1,13 @@
-"""resident: everything comes once and stays. No offload.
+"""resident: everything is copied once and stays. No offload.
 
 The copies of the first cycle already overlap its computes; later cycles copy nothing.
 """
 
 from __future__ import annotations
 
-from ..problem import Problem
-from ..schedule import Schedule
+from ..strategy import Problem, Schedule
 
 
 def schedule(problem: Problem) -> Schedule:
     """Keep every weight on the device."""
-    return Schedule(problem.groups, frozenset(problem.groups), problem.computes)
+    return Schedule(problem.bundles, frozenset(problem.bundles), problem.computes)

@@ -1,8 +1,8 @@
 """sequential: load, compute, free, one call after another. Nothing overlaps.
 
-This is `enable_sequential_cpu_offload` of diffusers and `cpu_offload` of accelerate, with two courtesies: a call's
-weights come in one copy (they copy each tensor on its own, from pageable memory), and calls are blocks (they hook
-leaves). A block that is called twice in a row is loaded twice, as there.
+This is `enable_sequential_cpu_offload` of diffusers and `cpu_offload` of accelerate, made
+faster in two ways: a call's weights are one copy (they copy each tensor on its own, from pageable memory), and calls
+are blocks (they hook leaf modules). A block that is called twice in a row is loaded twice, as in those libraries.
 
     h2d      [--a--]       [--b--]       [--c--]
     compute         [--a--]       [--b--]       [--c--]
@@ -12,15 +12,14 @@ from __future__ import annotations
 
 from taskgraph_offload.nouns.graph import Task
 
-from ..problem import Problem
-from ..schedule import Schedule
+from ..strategy import Problem, Schedule
 
 
 def schedule(problem: Problem) -> Schedule:
-    """Bring each call's weights when the call before it has ended."""
+    """Copy the weights of each call when the call before it has ended."""
     computes = problem.computes
     steady: list[Task] = []
     for index, (compute, needs) in enumerate(zip(computes, problem.needs, strict=True)):
         steady += [Task("h2d", name, after=computes[index - 1].name) for name in needs]
         steady.append(compute)
-    return Schedule(problem.groups, frozenset(), tuple(steady))
+    return Schedule(problem.bundles, frozenset(), tuple(steady))

@@ -7,6 +7,7 @@ from argparse import Namespace
 import taskgraph_offload as tgo
 from taskgraph_offload.planner import Planner
 from taskgraph_offload.planner.compare import everything, ranked
+from taskgraph_offload.planner.strategies import DEFAULT
 
 from ..errors import BudgetError, SettingsError
 from ..nouns.budget import readable
@@ -18,7 +19,7 @@ from .asked import planner_of, settings_of, subject_of
 from .console import Answer, one_by_one, working
 from .models import Subject, from_factory
 
-SWEPT = ("auto", "layerwise", "keep", "sequential")  # unless others are asked for
+SWEPT = (DEFAULT, "layerwise", "keep", "sequential")  # unless others are asked for
 
 
 def plan(arguments: Namespace) -> Answer:

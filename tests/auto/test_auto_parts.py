@@ -7,14 +7,11 @@ import random
 import numpy as np
 import pytest
 from scipy.optimize import linprog
-from taskgraph_offload.planner.auto.copies import Copy, Seat, copies_of
-from taskgraph_offload.planner.auto.draft import Desk
-from taskgraph_offload.planner.auto.fluid import Flow
-from taskgraph_offload.planner.auto.items import take_stock
-from taskgraph_offload.planner.auto.ring import ring
-from taskgraph_offload.planner.auto.rounding import round_to_items
+from taskgraph_offload.planner.auto.draft import Drafter
+from taskgraph_offload.planner.auto.fluid import Flow, round_to_items
+from taskgraph_offload.planner.auto.ring import Copy, Seat, copies_of, ring
 from taskgraph_offload.planner.auto.search import search
-from taskgraph_offload.planner.auto.units import cut_finer
+from taskgraph_offload.planner.auto.stock import cut_finer, take_stock
 
 import taskgraph_offload as tgo
 
@@ -47,9 +44,9 @@ def test_what_neighbours_share_comes_once_and_what_distant_units_share_comes_aga
 
 
 def test_a_ring_begins_again_and_cuts_a_unit_where_it_ends() -> None:
-    assert ring([[(0, 4)], [(1, 3), (2, 2)], [(3, 4)]], 9) == [[(0, [0])], [(4, [1, 2])], [(0, [3])]]
-    assert ring([[(0, 4)], [(1, 3), (2, 2)]], 7) == [[(0, [0])], [(4, [1]), (0, [2])]]
-    assert ring([[(0, 4)], [(1, 8)]], 7) is None
+    assert ring([[0], [1, 2], [3]], [4, 3, 2, 4], 9) == [(0, [0]), (4, [1, 2]), (0, [3])]
+    assert ring([[0], [1, 2]], [4, 3, 2], 7) == [(0, [0]), (4, [1]), (0, [2])]
+    assert ring([[0], [1]], [4, 8], 7) is None
 
 
 def test_each_copy_waits_for_the_unit_that_last_read_its_bytes() -> None:
@@ -124,7 +121,7 @@ def test_the_rehearsal_says_what_the_graph_says(seed: int) -> None:
         for i in range(8)
     )
     budget = int(trace.weight_bytes * draw.uniform(0.5, 0.9))
-    desk = Desk(take_stock(trace, tuple(call.cost(SLOW_LINK) for call in trace.calls)), budget, SLOW_LINK)
-    draft = search(desk, desk.everything_streams())
+    drafter = Drafter(take_stock(trace, tuple(call.cost(SLOW_LINK) for call in trace.calls)), budget, SLOW_LINK)
+    draft = search(drafter, drafter.everything_streams())
     assert draft is not None
     assert plan_of(trace, budget, "auto").predict(12).step_seconds == pytest.approx(draft.step_seconds, rel=1e-6)

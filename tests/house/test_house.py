@@ -106,6 +106,12 @@ def test_a_strategy_writes_no_edge(name: str) -> None:
     assert_imports_nothing_of(name, f"{NAME}.plan.connect")
 
 
+@pytest.mark.parametrize("name", [name for name in FILES if name != f"{NAME}.planner.strategies.auto"])
+def test_no_other_file_knows_the_strategy_auto(name: str) -> None:
+    tree = ast.parse(FILES[name].read_text(encoding="utf-8"))
+    assert "auto" not in [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+
+
 @pytest.mark.parametrize("name", VERIFIER)
 def test_the_verifier_shares_only_nouns_with_what_it_checks(name: str) -> None:
     allowed = (f"{NAME}.errors.", f"{NAME}.nouns.", f"{NAME}.plan.plan.", *(f"{module}." for module in VERIFIER))

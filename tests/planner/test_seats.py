@@ -2,8 +2,8 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
-from taskgraph_offload.planner.schedule import Schedule
 from taskgraph_offload.planner.seats import arena_bytes, lives, place
+from taskgraph_offload.planner.strategy import Schedule
 
 import taskgraph_offload as tgo
 from taskgraph_offload.nouns.graph import parse_tasks
@@ -12,8 +12,8 @@ from ..made import trace_of
 
 
 def schedule_of(text: str, trace: tgo.Trace) -> Schedule:
-    groups = {call.name: call.reads for call in trace.calls}
-    return Schedule(groups, frozenset(), parse_tasks(text))
+    bundles = {call.name: call.reads for call in trace.calls}
+    return Schedule(bundles, frozenset(), parse_tasks(text))
 
 
 def test_a_life_goes_from_the_copy_to_the_last_reader_round_the_end():
@@ -43,7 +43,7 @@ def schedules(draw: st.DrawFn) -> tuple[Schedule, tgo.Trace]:
 
 
 @given(schedules())
-def test_no_two_groups_share_a_byte_at_any_moment(made):
+def test_no_two_bundles_share_a_byte_at_any_moment(made):
     """Played through twice: whoever is read is still there, whole."""
     schedule, trace = made
     offsets = place(schedule, trace)
@@ -51,10 +51,10 @@ def test_no_two_groups_share_a_byte_at_any_moment(made):
     streams = {task.name for task in schedule.steady if task.kind == "h2d"}
 
     def sit(name: str) -> None:
-        nbytes = sum(trace.weights[weight].nbytes for weight in schedule.groups[name])
+        nbytes = sum(trace.weights[weight].nbytes for weight in schedule.bundles[name])
         holder.update((byte, name) for byte in range(offsets[name] // 64, (offsets[name] + nbytes + 63) // 64))
 
-    for name in schedule.groups:
+    for name in schedule.bundles:
         if name not in streams:
             sit(name)
     for cycle in range(3):
@@ -62,7 +62,7 @@ def test_no_two_groups_share_a_byte_at_any_moment(made):
             if task.kind == "h2d":
                 sit(task.name)
             elif cycle:  # the first round only brings everyone in
-                nbytes = sum(trace.weights[weight].nbytes for weight in schedule.groups[task.name])
+                nbytes = sum(trace.weights[weight].nbytes for weight in schedule.bundles[task.name])
                 here = range(offsets[task.name] // 64, (offsets[task.name] + nbytes + 63) // 64)
                 assert all(holder.get(byte) == task.name for byte in here), task
     assert all(offset % 512 == 0 for offset in offsets.values())
@@ -77,4 +77,4 @@ def test_equal_blocks_in_a_row_take_one_buffer_for_each_that_is_there(count, ahe
     for i, name in enumerate(names):
         text += [f"h2d {other}" for other in names[i + ahead : i + ahead + 1]] + [f"compute {name}"]
     schedule = schedule_of("\n".join(text), trace)
-    assert arena_bytes(place(schedule, trace), schedule.groups, trace) == 1024 * min(ahead + 1, count)
+    assert arena_bytes(schedule, trace) == 1024 * min(ahead + 1, count)
