@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Any, TypeAlias
 
 from taskgraph_offload.errors import BudgetError, SettingsError
+from taskgraph_offload.nouns.progress import reported
 from taskgraph_offload.nouns.reports import Comparison, Row, Sweep
 from taskgraph_offload.plan.plan import Plan, title_of
 from taskgraph_offload.plan.simulate import SETTLED
@@ -33,7 +35,7 @@ SWEPT = ("strategy", "budget_bytes", "step_seconds", "bound_seconds", "peak_byte
 
 def compare(request: Request, budget_bytes: int, choices: Sequence[Choice] | None = None) -> Comparison:
     """Plan with each strategy under one budget: the fastest first, those that do not fit last."""
-    return ranked(_compared(asked, budget_bytes) for asked in _requests(request, choices))
+    return ranked(_compared(asked, budget_bytes) for asked in reported("strategies", _requests(request, choices)))
 
 
 def ranked(rows: Iterable[Row]) -> Comparison:
@@ -43,7 +45,8 @@ def ranked(rows: Iterable[Row]) -> Comparison:
 
 def sweep(request: Request, budgets: Sequence[int], choices: Sequence[Choice] | None = None) -> Sweep:
     """Plan with each strategy under each budget."""
-    return Sweep([_swept(asked, budget) for asked in _requests(request, choices) for budget in sorted(set(budgets))])
+    rows = list(product(_requests(request, choices), sorted(set(budgets))))
+    return Sweep([_swept(asked, budget) for asked, budget in reported("plans", rows)])
 
 
 def budgets_between(request: Request, steps: int, choices: Sequence[Choice] | None = None) -> list[int]:

@@ -15,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import inf
 
+from taskgraph_offload.nouns.progress import report
+
 from ..bound.pace import steady_pace
 from ..bound.windows import Cycle
 from .candidates import Candidate, candidates
@@ -42,12 +44,15 @@ def search(desk: Desk, best: Draft | None = None) -> Draft | None:
 
 def _search(desk: Desk, best: Draft | None, link: float, drafts: int) -> Draft | None:
     """The best of so many drafts that would be good with a link so many times as fast, or the one to beat."""
+    tried = 0
     for units, share in _directions(desk):
-        if not drafts:
+        if tried == drafts:
             break
         for candidate in _candidates(desk, units, share, best, link)[:_MOST_DRAFTS]:
-            if drafts and (best is None or candidate.pace < best.seconds(link)):
-                best, drafts = _try(desk, candidate, best), drafts - 1
+            if tried < drafts and (best is None or candidate.pace < best.seconds(link)):
+                best, tried = _try(desk, candidate, best), tried + 1
+                report("drafts", tried, drafts)
+    report("drafts", drafts, drafts)
     return best
 
 
