@@ -237,6 +237,7 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(width, hidden, dtype=dtype), nn.Linear(hidden, width, bias=False, dtype=dtype)
         self.gain = nn.Parameter(torch.tensor(0.5, dtype=dtype))  # no dimensions
         self.nothing = nn.Parameter(torch.zeros(0, 3, dtype=dtype))  # no bytes
+        self.calls: Tensor
         self.register_buffer("calls", torch.zeros((), dtype=torch.long), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:

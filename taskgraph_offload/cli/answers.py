@@ -27,7 +27,7 @@ from ..nouns.trace import Trace
 from ..plan.explain import facts
 from ..plan.plan import Plan
 from ..plan.simulate import SETTLED
-from ..runtime.log import Stats
+from ..runtime.measured import Stats
 from .models import Traced
 from .tables import ABSENT, Column, print_table
 
