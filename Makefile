@@ -1,10 +1,14 @@
 # Each target makes what it needs: a machine with python3 (3.10 or later) and nothing else will do.
 #
-#   make demo     run the example
-#   make test     run the tests
-#   make check    format, lint, types and tests: what CI runs
-#   make format   mend what can be mended automatically
-#   make clean    remove what these targets made
+#   make demo       run the example
+#   make test       run the tests that are quick: this is what to run often
+#   make test-all   run every test, the slow ones too
+#   make check      format, lint, types and the quick tests: run it before a commit
+#   make wheel      build the package, install it in an empty environment and use it there
+#   make format     mend what can be mended automatically
+#   make clean      remove what these targets made
+#
+# CI runs `make check`, then only the slow tests (`make test-slow`), then `make wheel`: each test once.
 
 PYTHON ?= python3
 DEMO ?= examples/compare_strategies.py
@@ -14,12 +18,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check types format clean
+.PHONY: demo test test-slow test-all check types wheel format clean
 
 demo: $(INSTALLED)
 	$(BIN)/python $(DEMO)
 
 test: $(INSTALLED)
+	$(BIN)/python -m pytest --numprocesses=$(WORKERS) -m "not slow"
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest --numprocesses=$(WORKERS) -m slow
+
+test-all: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses=$(WORKERS)
 
 check: $(INSTALLED)
@@ -28,19 +38,23 @@ check: $(INSTALLED)
 	$(MAKE) types
 	$(MAKE) test
 
-# What is type-checked is the package as it is installed: the three folders linked together under its one name.
+# Checks the package as it is installed, the three folders linked together under its one name, and the tests.
 types: $(INSTALLED)
 	rm -rf build/house && mkdir -p build/house/taskgraph_offload
 	ln -s $(CURDIR)/taskgraph_offload/* build/house/taskgraph_offload/
 	ln -s $(CURDIR)/planner $(CURDIR)/viz build/house/taskgraph_offload/
+	ln -s $(CURDIR)/tests build/house/
 	$(BIN)/mypy
+
+wheel:
+	PYTHON=$(PYTHON) .ci/wheel
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
 
 # An environment that is already there is completed, not replaced.
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python

@@ -44,6 +44,7 @@ __all__ = [
     "offload",
     "viz",
 ]
+__version__ = "0.2.0.dev0"  # the one place: pyproject.toml reads it here
 
 
 def __getattr__(name: str) -> Any:

@@ -47,7 +47,7 @@ class Guard(TorchDispatchMode):
 
     def _count(self, found: Any) -> None:
         for tensor in _tensors(found):
-            storage = tensor.untyped_storage()
+            storage: Any = tensor.untyped_storage()
             if storage._cdata not in self.ours:
                 self.live[storage._cdata] = weakref.ref(storage)
         alive = [storage for ref in self.live.values() if (storage := ref()) is not None]

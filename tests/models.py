@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 torch.set_num_threads(1)  # on models this small, threads only wait for one another
 
-Case = tuple[nn.Module, dict[str, Any]]
+Case = tuple[Any, dict[str, Any]]
 
 
-def _build(make: Callable[[], nn.Module], device: str, dtype: torch.dtype) -> nn.Module:
+def _build(make: Callable[[], Any], device: str, dtype: torch.dtype) -> Any:
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -32,11 +32,11 @@ def flux(device: str = "cpu", full: bool = False) -> Case:
     """Flux.1-dev: 1024 x 1024, so 4096 image tokens and 512 text tokens."""
     from diffusers import FluxTransformer2DModel
 
-    sizes = dict(num_layers=19, num_single_layers=38, attention_head_dim=128, num_attention_heads=24)
-    small = dict(
+    sizes: dict[str, Any] = dict(num_layers=19, num_single_layers=38, attention_head_dim=128, num_attention_heads=24)
+    small: dict[str, Any] = dict(
         num_layers=2, num_single_layers=3, attention_head_dim=16, num_attention_heads=2, axes_dims_rope=(4, 6, 6)
     )
-    widths = dict(in_channels=64, joint_attention_dim=4096, pooled_projection_dim=768)
+    widths: dict[str, Any] = dict(in_channels=64, joint_attention_dim=4096, pooled_projection_dim=768)
     small |= dict(in_channels=8, joint_attention_dim=24, pooled_projection_dim=12)
     dtype, image, text = (torch.bfloat16, 4096, 512) if full else (torch.float32, 16, 6)
     config: dict[str, Any] = sizes | widths if full else small
@@ -85,7 +85,9 @@ def sdxl(device: str = "cpu", full: bool = False) -> Case:
         use_linear_projection=True,
         sample_size=128,
     )
-    small = dict(block_out_channels=(8, 16, 16), attention_head_dim=(1, 2, 2), transformer_layers_per_block=(1, 1, 2))
+    small: dict[str, Any] = dict(
+        block_out_channels=(8, 16, 16), attention_head_dim=(1, 2, 2), transformer_layers_per_block=(1, 1, 2)
+    )
     small |= dict(cross_attention_dim=12, projection_class_embeddings_input_dim=32, addition_time_embed_dim=4)
     small |= dict(norm_num_groups=4, sample_size=8)
     config = public if full else public | small
@@ -116,7 +118,9 @@ def llama(device: str = "cpu", full: bool = False, tied: bool = False, cache: bo
         num_attention_heads=64,
         num_key_value_heads=8,
     )
-    small = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4)
+    small: dict[str, Any] = dict(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4
+    )
     config = LlamaConfig(**(public if full else small | dict(num_key_value_heads=2)), tie_word_embeddings=tied)
     model = _build(lambda: LlamaForCausalLM(config), device, torch.bfloat16 if full else torch.float32)
     tokens = torch.ones(1, 512 if full else 7, dtype=torch.long, device=device)
@@ -127,8 +131,8 @@ def t5(device: str = "cpu", full: bool = False) -> Case:
     """T5 v1.1 XXL's encoder, as Flux and Wan's relatives use it: 512 tokens."""
     from transformers import T5Config, T5EncoderModel
 
-    public = dict(vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64)
-    small = dict(vocab_size=64, d_model=32, d_kv=8, d_ff=48, num_layers=3, num_heads=4)
+    public: dict[str, Any] = dict(vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64)
+    small: dict[str, Any] = dict(vocab_size=64, d_model=32, d_kv=8, d_ff=48, num_layers=3, num_heads=4)
     config = T5Config(**(public if full else small), feed_forward_proj="gated-gelu")
     model = _build(lambda: T5EncoderModel(config), device, torch.bfloat16 if full else torch.float32)
     return model, dict(input_ids=torch.ones(1, 512 if full else 7, dtype=torch.long, device=device))
@@ -147,8 +151,10 @@ FULL_SIZE: dict[str, Callable[[], Case]] = {
 def sd3() -> Case:
     from diffusers import SD3Transformer2DModel
 
-    sizes = dict(sample_size=8, num_layers=3, attention_head_dim=8, num_attention_heads=2, joint_attention_dim=12)
-    widths = dict(
+    sizes: dict[str, Any] = dict(
+        sample_size=8, num_layers=3, attention_head_dim=8, num_attention_heads=2, joint_attention_dim=12
+    )
+    widths: dict[str, Any] = dict(
         caption_projection_dim=16, pooled_projection_dim=10, in_channels=4, out_channels=4, pos_embed_max_size=8
     )
     model = _build(lambda: SD3Transformer2DModel(**sizes, **widths), "cpu", torch.float32)
@@ -163,9 +169,15 @@ def sd3() -> Case:
 def whisper() -> Case:
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-    sizes = dict(d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2)
-    widths = dict(encoder_ffn_dim=32, decoder_ffn_dim=32, vocab_size=64, num_mel_bins=8, max_source_positions=12)
-    tokens = dict(max_target_positions=12, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1)
+    sizes: dict[str, Any] = dict(
+        d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2
+    )
+    widths: dict[str, Any] = dict(
+        encoder_ffn_dim=32, decoder_ffn_dim=32, vocab_size=64, num_mel_bins=8, max_source_positions=12
+    )
+    tokens: dict[str, Any] = dict(
+        max_target_positions=12, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1
+    )
     model = _build(
         lambda: WhisperForConditionalGeneration(WhisperConfig(**sizes, **widths, **tokens)), "cpu", torch.float32
     )
@@ -175,7 +187,7 @@ def whisper() -> Case:
 def vit() -> Case:
     from transformers import ViTConfig, ViTModel
 
-    sizes = dict(
+    sizes: dict[str, Any] = dict(
         hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32, image_size=8, patch_size=4
     )
     return _build(lambda: ViTModel(ViTConfig(**sizes)), "cpu", torch.float32), dict(
@@ -186,7 +198,7 @@ def vit() -> Case:
 def mixtral() -> Case:
     from transformers import MixtralConfig, MixtralForCausalLM
 
-    sizes = dict(
+    sizes: dict[str, Any] = dict(
         hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1
     )
     config = MixtralConfig(**sizes, vocab_size=64, num_local_experts=4, num_experts_per_tok=2)
@@ -197,7 +209,9 @@ def mixtral() -> Case:
 def albert() -> Case:
     from transformers import AlbertConfig, AlbertModel
 
-    sizes = dict(vocab_size=64, embedding_size=8, hidden_size=16, num_attention_heads=2, intermediate_size=32)
+    sizes: dict[str, Any] = dict(
+        vocab_size=64, embedding_size=8, hidden_size=16, num_attention_heads=2, intermediate_size=32
+    )
     config = AlbertConfig(**sizes, num_hidden_layers=4, num_hidden_groups=1)
     return _build(lambda: AlbertModel(config), "cpu", torch.float32), dict(input_ids=torch.ones(1, 5, dtype=torch.long))
 
@@ -206,7 +220,9 @@ def vae() -> Case:
     from diffusers import AutoencoderKL
 
     blocks = dict(down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2)
-    sizes = dict(block_out_channels=(8, 16), latent_channels=4, norm_num_groups=4, sample_size=16, layers_per_block=1)
+    sizes: dict[str, Any] = dict(
+        block_out_channels=(8, 16), latent_channels=4, norm_num_groups=4, sample_size=16, layers_per_block=1
+    )
     return _build(lambda: AutoencoderKL(**blocks, **sizes), "cpu", torch.float32), dict(z=torch.zeros(1, 4, 8, 8))
 
 
@@ -221,6 +237,7 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(width, hidden, dtype=dtype), nn.Linear(hidden, width, bias=False, dtype=dtype)
         self.gain = nn.Parameter(torch.tensor(0.5, dtype=dtype))  # no dimensions
         self.nothing = nn.Parameter(torch.zeros(0, 3, dtype=dtype))  # no bytes
+        self.calls: Tensor
         self.register_buffer("calls", torch.zeros((), dtype=torch.long), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
 
@@ -44,4 +45,5 @@ def ticks_out_of_view(figure: Figure) -> Iterator[Text]:
 
 
 def widths(axes: Axes, place: int) -> list[float]:
-    return [bar.get_width() for bar in axes.patches if abs(bar.get_y() + bar.get_height() / 2 - place) < 0.01]
+    bars = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
+    return [bar.get_width() for bar in bars if abs(bar.get_y() + bar.get_height() / 2 - place) < 0.01]

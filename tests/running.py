@@ -77,7 +77,7 @@ class Skips(nn.Module):
 class Case:
     """A model with the keyword inputs of one forward, and the method that takes them."""
 
-    model: nn.Module
+    model: Any
     inputs: dict[str, Any]
     entry: str = "forward"
 

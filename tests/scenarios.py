@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -243,6 +243,8 @@ def unread_and_changed(seed: int) -> None:
 @dataclass(eq=False)
 class Counting(nn.Module):
     """Counts its calls in a buffer, once it is told to."""
+
+    times: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         super().__init__()

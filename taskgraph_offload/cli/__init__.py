@@ -1,41 +1,45 @@
-"""The command line: plan, compare, sweep, run and show, for a model that may not even be on this machine.
+"""The command line: plan, compare, sweep, run, show and models.
 
-Sits on top of all three packages and decides nothing itself: it reads arguments, calls the library, and prints.
+It sits on top of the whole package. It reads arguments, calls the library and prints; it decides nothing itself.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 
+from rich.console import Console
+
 from ..errors import OffloadError
 from ..nouns.names import printable
+from .answers import Answer, as_typed
 from .arguments import parser
-from .console import print_answer
+from .progress import show_progress
 
 REFUSED, INTERRUPTED = 1, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and give its exit code: 0 fine, 1 refused with one line on stderr; usage errors exit with 2."""
+    """Run one command and return its exit code: 0, or 1 after one line on stderr. Wrong usage exits with 2."""
     arguments = parser().parse_args(argv)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal that knows no such character shows a question mark
+            stream.reconfigure(errors="replace")  # print "?" for a character that the terminal does not have
     try:
-        with redirect_stdout(sys.stderr), warnings.catch_warnings():  # a model's own words are not our answer,
-            warnings.simplefilter("ignore")  # and other libraries warn of what is not for us to mend
+        with redirect_stdout(sys.stderr), warnings.catch_warnings(), show_progress():  # stdout is for the answer alone
+            warnings.simplefilter("ignore")  # warnings of other libraries are not about this command
             answer = arguments.answer(arguments)
-        print_answer(answer, arguments.command, arguments.json)
+        _print_answer(answer, arguments.command, arguments.json)
         sys.stdout.flush()
         if answer.fault is not None:
             raise answer.fault
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:  # whoever read us has seen enough, as in `| head`
+    except BrokenPipeError:  # the reader has ended, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         if arguments.traceback:
@@ -45,14 +49,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _print_answer(answer: Answer, command: str, as_json: bool) -> None:
+    """On stdout, one JSON object or the page. Names in a page are printed as they are, never as markup."""
+    if as_json:
+        print(json.dumps({"command": command, **answer.document()}, indent=2, default=list, allow_nan=False))
+    else:
+        answer.show(Console(markup=False, highlight=False, emoji=False))
+
+
 def in_one_line(error: Exception) -> str:
-    """What an error says, with the name of its type where it is not one of this library's.
+    """The first line of an error. If the error is not one of this library's, the name of its type comes first.
 
     >>> in_one_line(ValueError("first\\n  second"))
     'ValueError: first'
     """
     text = str(error).strip()
     first = text.splitlines()[0].rstrip(" :") if text else "no reason given"
+    first = as_typed(first)
     if isinstance(error, OSError) and error.filename is not None:
         first = f"{error.filename}: {error.strerror}"
     elif not isinstance(error, OffloadError):

@@ -1,11 +1,13 @@
-"""From what a person types to a model: `module:factory`, or a configuration file of diffusers or transformers.
+"""From what a person types to a model: a known name, `module:factory`, or a configuration file.
 
-A configuration is built without weights, on the meta device. Nothing is downloaded, and no code from a model's own
-repository is ever run.
+The folder `known` holds, for each known name, the model's configuration and the trace of one forward at its usual
+sizes. A model that is built from a configuration of diffusers or transformers has no weights: it is on the meta device.
+This module never downloads anything, and never runs code from a model's own repository.
 """
 
 from __future__ import annotations
 
+import gzip
 import importlib
 import json
 import logging
@@ -21,15 +23,18 @@ import torch
 from torch import nn
 
 from ..errors import SettingsError
-from .examples import Maker, Sizes, example_inputs
+from ..nouns.trace import Trace
+from ..plan.file import trace_of
+from .inputs import Maker, Sizes, example_inputs
 
 LARGEST_CONFIG = 4 * 2**20  # bytes
 DTYPES = ("bfloat16", "float16", "float32")
+KNOWN = Path(__file__).parent / "known"
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model, the inputs of one forward (None: whatever the library finds), and in words what those are.
+    """A model, the inputs of one forward (None: the library looks for some), and a description of these inputs.
 
     >>> Subject(nn.Identity()).described("symbolic")
     'none known: the order of the blocks was traced without shapes'
@@ -45,8 +50,39 @@ class Subject:
         return self.note or (found if source == "symbolic" else "the model's own example, its dummy_inputs")
 
 
+@dataclass(frozen=True)
+class Traced:
+    """A known model as it comes with this package: its trace, and a description of the inputs."""
+
+    trace: Trace
+    note: str
+
+    def described(self, source: str) -> str:
+        """In words: the inputs that the trace was made with."""
+        return self.note
+
+
+def known_names() -> list[str]:
+    """The models that come with this package.
+
+    >>> "flux1-dev" in known_names()
+    True
+    """
+    return sorted(path.stem for path in KNOWN.glob("*.json"))
+
+
+def known_trace(name: str) -> Traced:
+    """The trace of a known model.
+
+    >>> known_trace("t5-xxl").note
+    'batch 1, tokens 512'
+    """
+    content = json.loads(gzip.decompress((KNOWN / f"{name}.trace.gz").read_bytes()))
+    return Traced(trace_of(content["trace"], content["model"]), content["inputs"])
+
+
 def from_factory(name: str) -> Subject:
-    """What `module:factory` gives: a model, or a pair of a model and its inputs. The current folder is importable.
+    """What `module:factory` returns: a model, or a model and its inputs. The current folder is importable.
 
     >>> type(from_factory("torch.nn:Identity").model).__name__
     'Identity'
@@ -54,22 +90,30 @@ def from_factory(name: str) -> Subject:
     made = _called(name)
     model, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(model, nn.Module):
-        raise SettingsError(f"{name} gave {_short(made)}; it must give a model, or (model, inputs)")
-    return Subject(model, inputs, "" if inputs is None else f"those of {name}")
+        raise SettingsError(f"{name} returned {_short(made)}; it must return a model, or (model, inputs)")
+    return Subject(model, inputs, "" if inputs is None else f"those that {name} returned")
 
 
 def from_config(path: str, sizes: Sizes, device: str = "meta", dtype: str | None = None) -> Subject:
-    """The model that a configuration file describes, with realistic inputs where its architecture is known."""
-    fields = _read(path)
+    """The model of a configuration file. If its architecture is known, with realistic inputs."""
+    return _built(path, _read(path), sizes, device, dtype)
+
+
+def from_name(name: str, sizes: Sizes, device: str = "meta", dtype: str | None = None) -> Subject:
+    """A known model, built from its configuration: for other inputs than those of its trace, or with weights."""
+    return _built(name, _read(str(KNOWN / f"{name}.json")), sizes, device, dtype)
+
+
+def _built(called: str, fields: dict[str, Any], sizes: Sizes, device: str, dtype: str | None) -> Subject:
     type_of_values = _dtype_of(fields, dtype)
     try:
         build = _builder(fields)
         with _libraries_quiet(), _built_on(device, type_of_values):
             model = build()
     except SettingsError as error:
-        raise SettingsError(f"{path}: {error}") from None
+        raise SettingsError(f"{called}: {error}") from None
     except Exception as error:
-        raise SettingsError(f"{path}: cannot be built: {type(error).__name__}: {error}") from error
+        raise SettingsError(f"{called}: cannot be built: {type(error).__name__}: {error}") from error
     example = example_inputs(model, sizes, Maker(torch.device(device), type_of_values))
     if example is None:
         return Subject(model.eval())
@@ -83,7 +127,10 @@ def _short(value: object) -> str:
 def _called(name: str) -> Any:
     module_name, colon, attribute = name.partition(":")
     if not (module_name and colon and attribute):
-        raise SettingsError(f"{name!r} names no model; write module:factory, as in my_models:build")
+        raise SettingsError(
+            f"there is no model {name!r}; known are {', '.join(known_names())}; "
+            "for a model of yours write module:factory, such as my_models:build"
+        )
     factory = _found(module_name, attribute)
     if isinstance(factory, nn.Module) or not callable(factory):
         return factory
@@ -111,26 +158,26 @@ def _read(path: str) -> dict[str, Any]:
             content = file.read(LARGEST_CONFIG + 1)
         fields = json.loads(content) if len(content) <= LARGEST_CONFIG else None
     except (ValueError, RecursionError) as error:
-        raise SettingsError(f"{path}: this is not JSON: {error}") from None
+        raise SettingsError(f"{path} is not JSON: {error}") from None
     if not isinstance(fields, dict):
-        raise SettingsError(f"{path}: a model's configuration is a JSON object of at most {LARGEST_CONFIG} bytes")
+        raise SettingsError(f"{path}: a configuration must be a JSON object of at most {LARGEST_CONFIG} bytes")
     return fields
 
 
 def _dtype_of(fields: Mapping[str, Any], asked: str | None) -> torch.dtype:
-    """The dtype asked for, else the one in the configuration, else bfloat16."""
+    """The dtype that was asked for, or the one in the configuration, or bfloat16."""
     name = asked or fields.get("dtype") or fields.get("torch_dtype")
     dtype: torch.dtype = getattr(torch, name if name in DTYPES else DTYPES[0])
     return dtype
 
 
 def _builder(fields: dict[str, Any]) -> Callable[[], nn.Module]:
-    """What builds the model of a configuration: the class that it names, in the library that it is written for."""
+    """A function that builds the model: it calls the class that the configuration names."""
     if "_class_name" in fields:
         return _from_diffusers(fields)
     if "model_type" in fields:
         return _from_transformers(fields)
-    raise SettingsError("neither '_class_name' (diffusers) nor 'model_type' (transformers) is in this configuration")
+    raise SettingsError("this configuration has neither '_class_name' (diffusers) nor 'model_type' (transformers)")
 
 
 def _from_diffusers(fields: dict[str, Any]) -> Callable[[], nn.Module]:
@@ -178,7 +225,7 @@ def _built_on(device: str, dtype: torch.dtype) -> Iterator[None]:
 
 @contextmanager
 def _libraries_quiet() -> Iterator[None]:
-    """Errors only: what a configuration has too much or too little is not for whoever asks for a plan."""
+    """Hide warnings of diffusers and transformers, for example about unused keys in a configuration."""
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,4 +1,4 @@
-"""Tables that fit the terminal: where there is no room columns are left out and words shortened; figures stay whole."""
+"""Tables that fit the terminal: without room, columns are left out and words are shortened; figures stay whole."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from ..nouns.names import printable
 Row = TypeVar("Row")
 
 GAP = 2  # characters between columns
-ENOUGH = 30  # characters of words: longer ones are shortened before a column is left out for them
-LEAST = 5  # of these, at least so many are shown
+ENOUGH = 30  # characters of words: what is longer is shortened before a column is left out
+LEAST = 5  # characters of words that are always shown
 ABSENT = "-"
 
 
 @dataclass(frozen=True)
 class Column(Generic[Row]):
-    """A head and what it shows of a row; the more `spare` it is, the earlier it goes, and 0 never.
+    """A head, and the text that it shows for a row.
 
-    Figures stand on the right; `words` stand on the left, and may be shortened.
+    Columns with the largest `spare` are left out first, those with 0 never. Figures are aligned to the right. Columns
+    of `words` are aligned to the left, and may be shortened.
     """
 
     head: str
@@ -35,7 +36,7 @@ class Column(Generic[Row]):
 
 @dataclass(frozen=True)
 class Cells:
-    """A column with all its texts, the head first; widths are in characters of the terminal."""
+    """A column with all its texts, the head first. Widths count characters of the terminal."""
 
     texts: Sequence[str]
     spare: int
@@ -43,12 +44,12 @@ class Cells:
 
     @property
     def width(self) -> int:
-        """What the widest text takes."""
+        """The width of the widest text."""
         return max(map(cell_len, self.texts))
 
     @property
     def least(self) -> int:
-        """What the column must have to be worth its place."""
+        """The least width for which the column is kept."""
         return min(self.width, ENOUGH) if self.words else self.width
 
 
@@ -56,12 +57,12 @@ def print_table(
     console: Console,
     rows: Sequence[Row],
     columns: Sequence[Column[Row]],
-    marked: Callable[[Row], bool],
+    marked: Callable[[Row], bool] = lambda row: False,
     faint: Callable[[Row], bool] = lambda row: False,
 ) -> None:
-    """Print a table with a mark before some rows, and with as many columns as there is room for.
+    """Print a table with a mark before some rows, and with as many columns as fit.
 
-    A terminal that is too narrow even for the figures breaks the lines.
+    If even the columns that must stay do not fit, the terminal breaks the lines.
     """
     mark, line, dots = (">", "-", "...") if console.options.ascii_only else ("▸", "─", "…")
     kept = fitting([_filled(column, rows) for column in columns], console.width - 1 - GAP)
@@ -80,7 +81,7 @@ def print_table(
 
 
 def fitting(columns: Sequence[Cells], room: int) -> list[Cells]:
-    """The columns that fit beside each other, found from the most important one on."""
+    """The columns that fit beside each other; the most important ones are taken first."""
     kept = list[Cells]()
     for column in sorted(columns, key=lambda column: column.spare):
         if not column.spare or sum(GAP + other.least for other in (*kept, column)) - GAP <= room:
@@ -89,7 +90,7 @@ def fitting(columns: Sequence[Cells], room: int) -> list[Cells]:
 
 
 def shared(columns: Sequence[Cells], room: int) -> list[int]:
-    """The width of each column: figures have what they need, words share the rest, the first ones first.
+    """The width of each column. Figures get what they need; the columns of words share the rest, from left to right.
 
     >>> shared([Cells(["w" * 40], 0, words=True), Cells(["12 ms"], 0, words=False)], 40)
     [33, 5]
@@ -104,7 +105,7 @@ def shared(columns: Sequence[Cells], room: int) -> list[int]:
 
 
 def shortened(text: str, width: int, dots: str = "…") -> str:
-    """A text cut in its middle, where there is no room for all of it: names of blocks differ at their ends.
+    """A text, cut in its middle if it is too long: names of blocks differ at their ends.
 
     >>> shortened("transformer_blocks.10", 12), shortened("blocks.3", 12)
     ('trans…cks.10', 'blocks.3')
@@ -120,7 +121,7 @@ def _filled(column: Column[Row], rows: Sequence[Row]) -> Cells:
 
 
 def _cell(text: str, width: int, words: bool, dots: str) -> str:
-    """A text in its column."""
+    """A text as wide as its column."""
     return set_cell_size(shortened(text, width, dots), width) if words else " " * (width - cell_len(text)) + text
 
 

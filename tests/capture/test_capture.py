@@ -145,6 +145,8 @@ def test_what_a_module_was_called_with_is_gone_before_the_next_operator() -> Non
 
 def test_a_plain_tensor_is_there_from_the_start_however_late_it_is_used() -> None:
     class Late(nn.Sequential):
+        table: Tensor
+
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) + self.table[0]
 
@@ -165,7 +167,7 @@ def test_calls_of_confusing_modules_have_names_of_their_own() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             for name in ("x", "x#2", "x", "x:after"):
-                x = self._modules[name](x) + 1
+                x = self.get_submodule(name)(x) + 1
             return x
 
     names = [call.name for call in capture(Confusing(), X, blocks=["x*"]).calls]
@@ -234,6 +236,7 @@ class Peeks(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+        self.seen: Tensor
         self.register_buffer("seen", torch.zeros(5))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -97,7 +97,7 @@ def test_nothing_of_a_trace_is_left_anywhere_below_the_model(looks: bool) -> Non
 
 
 def test_a_filled_cache_of_a_module_stays_filled() -> None:
-    model = Hoarder(looks=False)
+    model: Any = Hoarder(looks=False)
     model(X)
     keys = model.cache.layers[0].keys
     capture(model, X)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,6 +33,7 @@ trace = capture(model, inputs)
 seconds, kib = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 tensors = {*model.parameters(), *model.buffers()}
 import json
+from typing import Any
 print(json.dumps(dict(
     seconds=seconds, rss=kib * 1024, source=trace.source, share=trace.coverage().share, bytes=trace.weight_bytes,
     owned=sum(t.nbytes for t in tensors), flops=trace.flops, blocks=[c.block for c in trace.calls if c.block],
@@ -194,7 +196,7 @@ def test_a_cache_that_is_handed_in_stays_as_it_is() -> None:
     from transformers import DynamicCache
 
     model, inputs = models.llama(cache=True)
-    cache = DynamicCache(config=model.config)
+    cache: Any = DynamicCache(config=model.config)
     with torch.no_grad():
         model(**inputs, past_key_values=cache)
     trace = capture(model, inputs | {"past_key_values": cache})

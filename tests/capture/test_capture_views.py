@@ -47,7 +47,7 @@ class Making(Adding):
         super().__init__()
         self.table = nn.Parameter(torch.randn(16, 64))
 
-    def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, positions: Tensor | None = None) -> Any:
         return self.linear(x), self.table[: x.shape[0]]
 
 
@@ -138,7 +138,7 @@ class Experts(nn.Module):
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_experts_that_were_not_asked_are_there_when_they_are(strategy: str) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(*(Experts() for _ in range(5)))
+    model: Any = nn.Sequential(*(Experts() for _ in range(5)))
     plan = plan_of(Case(model, {"input": torch.randn(2, 4)}), strategy)
     assert set(plan.seats) == {name for name, _ in model.named_parameters()}
     inputs = [torch.randn(2, 4) * 5 for _ in range(6)]
@@ -157,7 +157,7 @@ def test_experts_that_were_not_asked_are_there_when_they_are(strategy: str) -> N
 
 def test_only_blocks_take_what_was_not_read() -> None:
     """What belongs to no block would have to stay for ever, so it is not taken."""
-    model = nn.Sequential(*(Experts() for _ in range(3)))
+    model: Any = nn.Sequential(*(Experts() for _ in range(3)))
     model.head = nn.Linear(4, 4)
     model.forward = lambda input: nn.Sequential.forward(nn.Sequential(*list(model)[:3]), input)
     trace = tgo.Planner(model, 1, inputs=(torch.randn(2, 4),), machine="cpu").trace

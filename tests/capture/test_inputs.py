@@ -67,7 +67,7 @@ def test_inputs_of_a_dtype_that_the_model_takes_are_traced() -> None:
 
 
 def test_without_inputs_the_models_own_example_is_used_then_a_symbolic_trace() -> None:
-    net = Net([Block(4, 8), Block(4, 2)], [0, 1, 0], scaled=True)
+    net: Any = Net([Block(4, 8), Block(4, 2)], [0, 1, 0], scaled=True)
     symbolic = capture(net)
     assert symbolic.source == "symbolic"
     assert [call.name for call in symbolic.calls if call.block] == ["blocks.0", "blocks.1", "blocks.0#2"]

@@ -1,18 +1,24 @@
 """The command line: what a person without GPU or weights learns from it, what scripts read, how it refuses."""
 
 import json
+import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 import taskgraph_offload as tgo
 from taskgraph_offload.cli import main
-from taskgraph_offload.cli.arguments import COMMANDS
+from taskgraph_offload.cli import progress as drawing
+from taskgraph_offload.cli.arguments import COMMANDS, EXAMPLES, parser
+from taskgraph_offload.cli.models import KNOWN, from_name, known_names, known_trace
+from taskgraph_offload.nouns.progress import report
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+from .make_known import traced
+
 TOY = """\
 import torch
 
@@ -27,6 +33,10 @@ def build():
 
 def without_inputs():
     return build()[0]
+
+
+def wrong_inputs():
+    return build()[0], (torch.ones(4, 64),)
 
 
 class Odd(torch.nn.Module):
@@ -107,6 +117,7 @@ def refused(capsys):
     """Run a command that must be refused, and give the one line it prints."""
 
     def run(*argv, code=1):
+        got: int | str | None
         try:
             got = main([*map(str, argv)])
         except SystemExit as stop:
@@ -138,7 +149,7 @@ def facts(text: str) -> dict[str, str]:
 
 
 def test_a_person_without_gpu_and_weights_learns_how_a_14b_model_would_run(ask):
-    text = ask("plan", "--config", CONFIGS / "wan2.1_14b.json", "--budget", "12GiB", "--machine", "rtx4090")
+    text = ask("plan", "wan2.1-14b", "--budget", "12GiB", "--machine", "rtx4090")
     said = facts(text)
     assert said["plan"] == "WanTransformer3DModel, auto, on rtx4090"
     assert said["inputs"] == "batch 1, frames 81, height 480, width 832, tokens 512"
@@ -150,13 +161,68 @@ def test_a_person_without_gpu_and_weights_learns_how_a_14b_model_would_run(ask):
     assert [line[:12].strip() for line in text.splitlines()[-3:]] == ["compute", "h2d", ""]
 
 
+@pytest.mark.slow
 def test_configurations_of_both_libraries_are_traced_at_their_full_size(ask):
-    sizes = {"flux1_dev": (11.9e9, "FluxTransformer2DModel"), "llama3_70b": (70.5e9, "LlamaForCausalLM")}
+    sizes = {"flux1-dev": (11.9e9, "FluxTransformer2DModel"), "llama3-70b": (70.5e9, "LlamaForCausalLM")}
     for name, (parameters, model) in sizes.items():
-        out = ask("plan", "--config", CONFIGS / f"{name}.json", "--budget", "30%", "--strategy", "keep", "--json")
+        out = ask("plan", "--config", KNOWN / f"{name}.json", "--budget", "30%", "--strategy", "keep", "--json")
         answer = json.loads(out)
         assert (answer["model"], answer["trace"]) == (model, "fake")
         assert answer["weight_bytes"] == pytest.approx(2 * parameters, rel=0.01)
+
+
+# Models that come with the package
+
+
+def test_every_known_model_is_listed_and_can_be_planned(ask):
+    rows = {row["name"]: row for row in json.loads(ask("models", "--json"))["rows"]}
+    assert {"flux1-dev", "wan2.1-14b", "sdxl", "llama3-70b", "t5-xxl"} <= set(rows)
+    parameters = {"flux1-dev": 11.9e9, "wan2.1-14b": 14.3e9, "sdxl": 2.57e9, "llama3-70b": 70.6e9, "t5-xxl": 4.76e9}
+    for name, number in parameters.items():
+        assert rows[name]["weight_bytes"] == pytest.approx(2 * number, rel=0.01)
+        assert name in ask("models")
+        plan = json.loads(ask("plan", name, "--budget", "50%", "--strategy", "keep", "--machine", "rtx4090", "--json"))
+        assert (plan["model"], plan["inputs"]) == (rows[name]["model"], rows[name]["inputs"])
+
+
+def test_a_known_model_needs_neither_diffusers_nor_transformers_but_other_sizes_do(ask, refused, monkeypatch):
+    for library in ("diffusers", "transformers"):
+        monkeypatch.setitem(sys.modules, library, None)
+    plan = ("plan", "flux1-dev", "--budget", "50%", "--strategy", "keep", "--machine", "rtx4090")
+    ask(*plan)
+    line = refused(*plan, "--height", 512)
+    assert line.startswith("error: flux1-dev: this needs diffusers: pip install 'taskgraph-offload[models]'")
+
+
+def test_a_known_model_is_traced_anew_for_other_sizes_and_settings(ask):
+    plan = ("plan", "t5-xxl", "--budget", "50%", "--strategy", "keep", "--machine", "rtx4090", "--json")
+    usual, short = json.loads(ask(*plan)), json.loads(ask(*plan, "--tokens", 64))
+    assert (usual["inputs"], short["inputs"]) == ("batch 1, tokens 512", "batch 1, tokens 64")
+    assert short["activation_bytes"] < usual["activation_bytes"]
+    Path("offload.yaml").write_text("blocks: [encoder.block.*.layer.*]\n")
+    ask(*plan, "--settings", "offload.yaml", "--save", "plan.yaml")
+    calls = tgo.Plan.load("plan.yaml").trace.calls
+    assert {call.block for call in calls} >= {"encoder.block.0.layer.0", "encoder.block.0.layer.1"}
+
+
+@pytest.mark.parametrize(
+    "name", [name if name == "t5-xxl" else pytest.param(name, marks=pytest.mark.slow) for name in known_names()]
+)
+def test_the_trace_of_a_known_model_is_that_of_its_configuration(name):
+    assert known_trace(name) == traced(name), "make them anew: python -m tests.cli.make_known"
+
+
+def test_the_plan_of_a_known_model_fits_the_real_model(ask):
+    ask("plan", "t5-xxl", "--budget", "50%", "--strategy", "keep", "--machine", "rtx4090", "--save", "plan.yaml")
+    model = from_name("t5-xxl", {}).model
+    assert tgo.Plan.load("plan.yaml", model).trace.model == "T5EncoderModel"
+
+
+def test_the_traces_are_small():
+    assert sum(path.stat().st_size for path in KNOWN.iterdir()) < 100_000
+
+
+# Configurations
 
 
 SMALL = {
@@ -208,19 +274,22 @@ def test_the_sizes_of_inputs_can_be_changed(ask, refused):
     small = json.loads(ask(*plan, "--batch", 1, "--height", 256, "--width", 256))
     assert small["inputs"] == "batch 1, height 256, width 256, tokens 333"
     assert small["activation_bytes"] < usual["activation_bytes"] / 8
-    assert "--frames means nothing to SD3Transformer2DModel" in refused(*plan, "--frames", 5)
+    assert "--frames is not a size of SD3Transformer2DModel" in refused(*plan, "--frames", 5)
 
 
 def test_a_model_that_is_not_known_is_refused_with_what_would_do(refused):
     vae = {"_class_name": "AutoencoderKL", "block_out_channels": [8], "norm_num_groups": 4, "sample_size": 16}
     Path("config.json").write_text(json.dumps(vae))
-    assert "name a module:factory" in refused("plan", "--config", "config.json", "--budget", 1)
+    assert "give a module:factory that returns (model, inputs)" in refused(
+        "plan", "--config", "config.json", "--budget", 1
+    )
 
 
 def test_costs_of_a_model_without_inputs_are_said_to_be_guesses(ask):
     said = facts(ask("plan", "toy_models:without_inputs", "--budget", "50%"))
     assert "without shapes" in said["inputs"]
     assert "guesses" in said["careful"]
+    assert "inputs=" not in said["careful"]
     assert "guesses" in ask("compare", "toy_models:without_inputs", "--budget", "50%", "--strategies", "keep")
 
 
@@ -309,8 +378,7 @@ def test_run_measures_what_was_predicted(ask):
 
 @pytest.mark.parametrize("device", ["cuda:99", "foo", "cpu:3"])
 def test_a_device_that_is_not_there_is_refused_before_anything_is_built(refused, device):
-    config = "tests/configs/flux1_dev.json"  # 22 GiB of weights, if they were made
-    line = refused("run", "--config", config, "--budget", "60%", "--machine", "rtx4090", "--device", device)
+    line = refused("run", "flux1-dev", "--budget", "60%", "--machine", "rtx4090", "--device", device)
     assert "device" in line
     assert device.partition(":")[0] in line
 
@@ -328,9 +396,9 @@ def test_a_configuration_runs_with_random_weights_where_they_fit(ask, refused):
     run = ("run", "--budget", "80%", "--device", "cpu", "--machine", "cpu")
     answer = json.loads(ask(*run, "--config", "config.json", "--steps", 2, "--tokens", 8, "--json"))
     assert answer["inputs"] == "batch 1, tokens 8"
-    big = json.loads((CONFIGS / "llama3_70b.json").read_text()) | {"num_hidden_layers": 2000}
+    big = json.loads((KNOWN / "llama3-70b.json").read_text()) | {"num_hidden_layers": 2000}
     Path("big.json").write_text(json.dumps(big))
-    assert "do not fit in this machine's" in refused(*run, "--config", "big.json")
+    assert "of RAM of this machine" in refused(*run, "--config", "big.json")
 
 
 def test_settings_say_what_is_not_typed(ask):
@@ -354,7 +422,7 @@ def test_settings_say_what_is_not_typed(ask):
         ("plan toy_models:absent --budget 1", "has no 'absent'"),
         ("plan absent_models:build --budget 1", "cannot import 'absent_models'"),
         ("plan toy_models:broken --budget 1", "toy_models:broken raised RuntimeError: not today"),
-        ("plan toy_models:number --budget 1", "gave int '7'; it must give a model"),
+        ("plan toy_models:number --budget 1", "returned int '7'; it must return a model"),
         ("plan toy_models --budget 1", "write module:factory"),
         ("plan toy_models:build --budget 12apples", "cannot read the budget '12apples'"),
         ("plan toy_models:build --budget 1KiB", "the smallest that works is"),
@@ -362,14 +430,14 @@ def test_settings_say_what_is_not_typed(ask):
         ("plan toy_models:build --budget 1 --strategy best", "unknown strategy 'best'"),
         ("plan toy_models:build --budget 1 --option depth=2", "has no option 'depth'"),
         ("plan toy_models:build --budget 1 --save no/plan.yaml", "there is no folder no; make it"),
-        ("plan toy_models:build --budget 1 --save .", "--save .: this is a folder; name a file in it"),
+        ("plan toy_models:build --budget 1 --save .", "--save .: this is a folder; give the name of a file in it"),
         ("plan toy_models:build --budget 1 --timeline plan.txt", "the name must end in .png or .svg"),
         ("plan toy_models:build --budget 1 --trace plan.txt", "the name must end in .json"),
         ("plan toy_models:build --budget 1 --save s.png --timeline ./s.png", "--save and --timeline name one file"),
         ("plan toy_models:build --save o.yaml --settings o.yaml", "--settings and --save name one file"),
         ("plan toy_models:build --budget 1 --settings none.yaml", "settings file none.yaml: there is no such file"),
         ("plan --config none.json --budget 1", "none.json: No such file or directory"),
-        ("plan --config toy_models.py --budget 1", "this is not JSON"),
+        ("plan --config toy_models.py --budget 1", "is not JSON"),
         ("show none.yaml", "none.yaml"),
         ("show toy_models.py", "toy_models.py: not a readable plan file"),
         ("run toy_models:without_inputs --budget 50% --device cpu --machine cpu", "comes without inputs"),
@@ -381,9 +449,25 @@ def test_a_refusal_is_one_line(refused, command, says):
 
 
 @pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (
+            "plan toy_models:wrong_inputs --budget 1",
+            "give a module:factory that returns (model, inputs), with inputs that",
+        ),
+        ("run toy_models:build --budget 50% --device cuda --machine cpu --link 4", "--link"),
+    ],
+)
+def test_a_refusal_names_what_can_be_typed_not_what_can_be_called(refused, command, says):
+    line = refused(*command.split())
+    assert says in line
+    assert not re.search(r"\b(inputs|device|link_bytes_per_second)=", line)
+
+
+@pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ([1], "a model's configuration is a JSON object"),
+        ([1], "a configuration must be a JSON object"),
         ({}, "neither '_class_name' (diffusers) nor 'model_type' (transformers)"),
         ({"_class_name": "DDIMScheduler"}, "has no model 'DDIMScheduler'"),
         ({"_class_name": "FluxTransformer2DModel", "num_layers": "many"}, "cannot be built: TypeError"),
@@ -438,17 +522,22 @@ def test_help_explains_shows_examples_and_fits_the_terminal(capsys, command):
     assert ("keys of --json:" in text) == bool(command)
 
 
-def test_the_examples_in_the_help_can_be_parsed(capsys):
-    from taskgraph_offload.cli.arguments import parser
-    from taskgraph_offload.cli.words import EXAMPLES
-
-    commands = re.findall(r"^ +taskgraph-offload (.+)$", "\n".join(EXAMPLES.values()).replace("\\\n", ""), re.MULTILINE)
+def test_the_examples_in_the_help_can_be_parsed():
+    shown = "\n".join([EXAMPLES, *(command.examples for command in COMMANDS.values())]).replace("\\\n", "")
+    commands = re.findall(r"^ +taskgraph-offload (.+)$", shown, re.MULTILINE)
     assert len(commands) > 12
     for command in commands:
         words = [quoted or plain for quoted, plain in re.findall(r'"([^"]+)"|(\S+)', command.partition("|")[0])]
-        parser().parse_args(words)
-        for word in words:
-            assert not word.endswith(".json") or (CONFIGS.parent.parent / word).is_file()
+        model = getattr(parser().parse_args(words), "model", None)
+        assert model is None or ":" in model or model in known_names()
+
+
+def test_the_version_is_the_one_of_the_package(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"taskgraph-offload {tgo.__version__}\n"
+    assert version("taskgraph-offload") == tgo.__version__
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 120])
@@ -512,8 +601,39 @@ def test_a_terminal_without_unicode_gets_plain_characters():
     assert any(line.startswith(b"> ") for line in done.stdout.splitlines())
 
 
+@pytest.mark.parametrize(("patience", "drawn"), [(0.0, True), (1e6, False)])
+def test_progress_is_drawn_on_a_terminal_once_the_work_has_taken_long(monkeypatch, patience, drawn):
+    """The terminal's own orders apart, work that is done at once leaves no trace."""
+    monkeypatch.setattr(drawing, "PATIENCE", patience)
+    written = on_a_terminal(monkeypatch, "planning", 2)
+    assert ("planning" in written and "1/2" in written) == drawn
+    assert drawn or re.sub(r"\x1b\[[\d?]*[a-zA-Z]|\s", "", written) == ""
+
+
+def test_progress_says_nothing_in_a_pipe(capfd):
+    with drawing.show_progress():
+        report("planning", 0, 2)
+        report("planning", 2, 2)
+    assert capfd.readouterr() == ("", "")
+
+
+def on_a_terminal(monkeypatch, what: str, steps: int) -> str:
+    """What is written to stderr when that is a terminal, while steps are reported."""
+    theirs, ours = os.openpty()
+    with os.fdopen(ours, "w") as terminal, os.fdopen(theirs, "rb", buffering=0) as reader:
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with drawing.show_progress() as bars:
+            assert bars is not None
+            for done in range(steps + 1):
+                report(what, done, steps)
+                bars.refresh()
+        terminal.flush()
+        return reader.read(2**16).decode()
+
+
 def test_the_strip_is_dark_where_a_lane_works():
-    from taskgraph_offload.cli.strip import step_strip
+    from taskgraph_offload.cli.answers import step_strip
 
     units = [{"name": name, "seconds": 1e-3, "tensors": [2**20]} for name in "abcd"]
     machine = tgo.Machine("even", 2**20 / 1e-3, 2**20 / 1e-3, 0.0, 1.0, 1.0)  # each copy takes as long as a call

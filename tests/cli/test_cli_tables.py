@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from typing import Any
 
 import pytest
 from rich.cells import cell_len
@@ -25,7 +26,7 @@ COLUMNS: list[Column[Row]] = [
 ]
 
 
-def printed(width: int, rows: list[Row] = ROWS, **console: object) -> list[str]:
+def printed(width: int, rows: list[Row] = ROWS, **console: Any) -> list[str]:
     """The lines of the table, the heads first; the first row is marked."""
     file = io.StringIO()
     print_table(Console(file=file, width=width, **console), rows, COLUMNS, lambda row: row is rows[0])

@@ -53,7 +53,7 @@ def test_signatures_are_as_promised(path):
         if parameter.kind is parameter.KEYWORD_ONLY and not starred:
             words.append("*")
         starred = starred or parameter.kind in (parameter.KEYWORD_ONLY, parameter.VAR_POSITIONAL)
-        marks = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}
+        marks: dict[object, str] = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}
         words.append(marks.get(parameter.kind, "") + parameter.name)
     assert " ".join(words) == SIGNATURES[path]
 

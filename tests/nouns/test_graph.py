@@ -13,10 +13,10 @@ from ..made import plan_of, trace_of
 names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n\r"), min_size=1)
 gates = st.none() | names
 copies = st.builds(
-    lambda kind, name, part, after, before: tgo.Task(kind, name, *(part or (0, None)), after, before),
+    lambda kind, name, part, after, before: tgo.Task(kind, name, part[0], part[1], after, before),
     st.sampled_from(["h2d", "d2h"]),
     names,
-    st.none() | st.tuples(st.integers(0, 9), st.integers(10, 2**40)),
+    st.just((0, None)) | st.tuples(st.integers(0, 9), st.integers(10, 2**40)),
     gates,
     gates,
 )

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from taskgraph_offload.nouns.graph import Lane
 from taskgraph_offload.nouns.timeline import Span, Timeline, intersection, length, union
 
 from ..made import plan_of, trace_of
@@ -11,7 +12,7 @@ from ..made import plan_of, trace_of
 BYTES = 1_000_448  # 1.000448 ms on the test link, a multiple of 512
 
 
-def timeline(*spans: tuple[str, str, float, float]) -> Timeline:
+def timeline(*spans: tuple[str, Lane, float, float]) -> Timeline:
     return Timeline("measured", tuple(Span(f"0/{n}", n, lane, n, 0, a, b) for n, lane, a, b in spans), (), 0)
 
 

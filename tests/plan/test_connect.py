@@ -1,6 +1,7 @@
 """Edges follow from bytes: pairs of a serial program and the edges that it must get, no more and no fewer."""
 
 from dataclasses import replace
+from typing import Any
 
 import networkx as nx
 import pytest
@@ -145,7 +146,7 @@ def test_any_two_tasks_that_touch_a_byte_with_a_write_are_ordered(data):
     plan = program(tasks, seats)
     dag = connect(plan, 2).dag
     order = nx.transitive_closure_dag(dag)
-    nodes = list(dag.nodes(data=True))
+    nodes: list[tuple[str, dict[str, Any]]] = list(dict(dag.nodes).items())
     for i, (first, one) in enumerate(nodes):
         for second, two in nodes[i + 1 :]:
             apart = abs(seats[one["task"].name] - seats[two["task"].name]) >= 512

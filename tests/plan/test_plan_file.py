@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from taskgraph_offload.plan.file import parse_file, print_file
 
 from ..made import cases, plan_of, trace_of
 
-PLANS = {
+PLANS: dict[str, dict[str, Any]] = {
     "sequential": {},
     "layerwise": {"residents": "spread"},
     "keep": {},
@@ -98,7 +99,7 @@ def test_a_tampered_trace_is_refused_even_with_a_fitting_fingerprint(pattern, re
     text = print_file(plan_of(trace_of([512] * 4), 1024, "layerwise"))
     edited, count = re.subn(pattern, replacement, text)
     assert count, "the edit must hit"
-    fingerprint = re.search(r'fingerprint: "(\w+)"', text)[1]
+    (fingerprint,) = re.findall(r'fingerprint: "(\w+)"', text)
     monkeypatch.setattr(tgo.Trace, "fingerprint", fingerprint)
     with pytest.raises(tgo.PlanError, match=names):
         parse_file(edited)
@@ -124,7 +125,7 @@ def test_a_plan_is_saved_through_a_link_and_into_a_new_folder(tmp_path):
         plan.save(tmp_path / "file" / "plan.yaml")
 
 
-def small_model(width: int = 8, names: tuple[str, ...] = ("first", "second")) -> torch.nn.Module:
+def small_model(width: int = 8, names: tuple[str, ...] = ("first", "second")) -> Any:
     model = torch.nn.Module()
     for name in names:
         model.add_module(name, torch.nn.Linear(width, width))

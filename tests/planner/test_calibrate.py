@@ -1,6 +1,7 @@
 """Calibration: what was measured replaces what was guessed, and a replan must earn its place."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -55,7 +56,9 @@ def test_a_cycle_that_skips_calls_is_not_the_quickest():
 @pytest.mark.parametrize("strategy", ["auto", "layerwise"])
 def test_a_run_that_was_cut_elsewhere_is_understood(strategy):
     """What `auto` planned has parts of blocks as calls, and what was measured has whole blocks; or the reverse."""
-    units = [{"name": f"b{i}", "seconds": 4e-3, "tensors": [2**19] * 8, "tensor_seconds": [1] * 8} for i in range(8)]
+    units: list[dict[str, Any]] = [
+        {"name": f"b{i}", "seconds": 4e-3, "tensors": [2**19] * 8, "tensor_seconds": [1] * 8} for i in range(8)
+    ]
     truth = [{**unit, "seconds": 6e-3 + 1e-3 * i} for i, unit in enumerate(units)]
     planner = tgo.Planner.for_trace(tgo.Trace.from_units(units), "9MiB", strategy=strategy, machine=SLOW_LINK)
     plan = planner.plan()

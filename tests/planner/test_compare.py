@@ -53,7 +53,7 @@ def test_what_does_not_fit_says_the_budget_that_would_do() -> None:
 
 def test_an_unknown_strategy_or_option_is_refused() -> None:
     with pytest.raises(tgo.SettingsError, match="3 is no strategy; give a name, or a name with options"):
-        planner(8).compare([3])
+        planner(8).compare([3])  # type: ignore[list-item]
     with pytest.raises(tgo.SettingsError, match="unknown strategy 'fastest'"):
         planner(8).compare(["fastest"])
     with pytest.raises(tgo.SettingsError, match="no option 'ahead'"):

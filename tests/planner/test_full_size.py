@@ -1,6 +1,7 @@
 """Every strategy on models at their full size, at every budget: a proved plan that keeps it, or the clear error."""
 
 from functools import cache
+from typing import Any
 
 import pytest
 from taskgraph_offload.planner import strategies
@@ -10,8 +11,11 @@ import taskgraph_offload as tgo
 
 from ..models import FULL_SIZE
 
-VARIANTS = [("layerwise", {"residents": "leading"}), ("layerwise", {"residents": "spread", "prefetch": 2})]
-WAYS = [(name, {}) for name in strategies.names() if name != "auto"] + VARIANTS
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    ("layerwise", {"residents": "leading"}),
+    ("layerwise", {"residents": "spread", "prefetch": 2}),
+]
+WAYS: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in strategies.names() if name != "auto"] + VARIANTS
 
 
 @cache

@@ -1,5 +1,7 @@
 """Each strategy's order as text, and its predicted time against the closed form that the textbooks give."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -187,7 +189,7 @@ def test_the_cases_figures_are_reproduced(case):
     trace = tgo.Trace.from_units(given_case["units"])
     link = given_case["link_bytes_per_second"]
     machine = tgo.Machine("case", link, link, given_case["latency_seconds"], 1e12, 1e12)
-    compared = [
+    compared: list[tuple[str, str, dict[str, Any]]] = [
         ("seq", "sequential", {}),
         ("lw1w", "layerwise", {"prefetch": 1}),
         ("prefix", "layerwise", {"residents": "leading"}),

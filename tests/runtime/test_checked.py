@@ -63,7 +63,9 @@ def waits() -> Iterator[tuple[str, int, int]]:
     """Every place in the executor's code that orders one lane, or the host, behind another: file, first, last line."""
     for path in sorted(CORE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
-            called = node.func if isinstance(node, ast.Call) else None
+            if not isinstance(node, ast.Call):
+                continue
+            called = node.func
             if not isinstance(called, ast.Attribute) or not ast.unparse(called.value).endswith("lanes"):
                 continue
             if called.attr in ("wait", "settle", "synchronize"):

@@ -28,7 +28,7 @@ def attached(made: Case, strategy: str = "layerwise", **options: Any) -> Iterato
         yield run
 
 
-def assert_steps_like_plain(strategy: str, *steps: Callable[[nn.Module], object]) -> None:
+def assert_steps_like_plain(strategy: str, *steps: Callable[[Any], object]) -> None:
     """After each edit the outputs are the plain model's; after `detach` too."""
     made, plain = case("chain"), case("chain")
     with attached(made, strategy) as run:
@@ -47,46 +47,46 @@ def assert_steps_like_plain(strategy: str, *steps: Callable[[nn.Module], object]
 class Swap:
     """Gives a model other weights and the old ones again; each model its own old ones."""
 
-    def __init__(self, away: Callable[[nn.Module], Any], back: Callable[[nn.Module, Any], None]) -> None:
+    def __init__(self, away: Callable[[Any], Any], back: Callable[[nn.Module, Any], None]) -> None:
         self._away, self._back = away, back
         self._kept: dict[int, Any] = {}
 
-    def away(self, model: nn.Module) -> None:
+    def away(self, model: Any) -> None:
         self._kept[id(model)] = self._away(model)
 
-    def back(self, model: nn.Module) -> None:
+    def back(self, model: Any) -> None:
         self._back(model, self._kept[id(model)])
 
 
-def _one_away(model: nn.Module) -> Any:
+def _one_away(model: Any) -> Any:
     old = model.blocks[1].down.weight
     model.blocks[1].down.weight = nn.Parameter(torch.zeros_like(old))
     return old
 
 
-def _one_back(model: nn.Module, old: Any) -> None:
+def _one_back(model: Any, old: Any) -> None:
     model.blocks[1].down.weight = old
 
 
-def _data_away(model: nn.Module) -> Any:
+def _data_away(model: Any) -> Any:
     old = {name: parameter.data for name, parameter in model.named_parameters()}
     for parameter in model.parameters():
         parameter.data = torch.full(parameter.shape, 0.5)
     return old
 
 
-def _data_back(model: nn.Module, old: Any) -> None:
+def _data_back(model: Any, old: Any) -> None:
     for name, parameter in model.named_parameters():
         parameter.data = old[name]
 
 
-def _state_away(model: nn.Module) -> Any:
+def _state_away(model: Any) -> Any:
     old = model.state_dict()
     model.load_state_dict({name: torch.full_like(tensor, 0.25) for name, tensor in old.items()}, assign=True)
     return old
 
 
-def _state_back(model: nn.Module, old: Any) -> None:
+def _state_back(model: Any, old: Any) -> None:
     model.load_state_dict(old, assign=True)
 
 
@@ -125,7 +125,7 @@ def test_a_functional_call_leaves_the_weights_and_its_own_tensors_alone(strategy
 def test_what_a_caller_gave_stays_tied_to_the_weight() -> None:
     memory: dict[int, Tensor] = {}
 
-    def give(model: nn.Module) -> None:
+    def give(model: Any) -> None:
         memory[id(model)] = torch.full((64 * 4 + 3,), 0.125)
         weight = model.blocks[1].down.weight
         weight.data = memory[id(model)][3:].view(weight.shape)
@@ -135,6 +135,8 @@ def test_what_a_caller_gave_stays_tied_to_the_weight() -> None:
 
 class Stateful(nn.Module):
     """A buffer that each forward replaces, and returns."""
+
+    state: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -186,7 +188,7 @@ def test_a_view_of_a_weight_in_a_dict_still_shows_it() -> None:
     assert (made.model[1].shown["rows"][0] == 4).all()
 
 
-CONVERSIONS: dict[str, Callable[[nn.Module], object]] = {
+CONVERSIONS: dict[str, Callable[[Any], object]] = {
     "half": lambda model: model.half(),
     "double": lambda model: model.double(),
     "channels last": lambda model: model.to(memory_format=torch.channels_last),
@@ -222,7 +224,7 @@ def test_a_model_that_is_converted_and_then_detached_keeps_what_it_was_given(con
 def test_edits_after_the_last_forward_and_during_a_pause_count(strategy: str) -> None:
     made, plain = case("chain"), case("chain")
 
-    def edit(model: nn.Module) -> None:
+    def edit(model: Any) -> None:
         model.blocks[2].up.weight.data = torch.full((64, 4), 0.5)
         model.blocks[0].down.weight.mul_(3)
 
@@ -246,7 +248,7 @@ def test_edits_after_the_last_forward_and_during_a_pause_count(strategy: str) ->
 def test_a_hook_that_edits_a_weight_during_a_forward_is_heard(name: str, strategy: str, device: str) -> None:
     made, plain = case("chain"), case("chain")
 
-    def edits(model: nn.Module) -> Callable[..., None]:
+    def edits(model: Any) -> Callable[..., None]:
         def edit(*_: Any) -> None:
             model.get_parameter(name).mul_(0.9)
 
@@ -285,7 +287,7 @@ def test_a_forward_may_give_a_weight_other_data() -> None:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_an_edit_of_one_row_through_data_is_seen(strategy: str) -> None:
-    def edit(row: int) -> Callable[[nn.Module], object]:
+    def edit(row: int) -> Callable[[Any], object]:
         return lambda model: model.blocks[3].up.weight.data[row].fill_(9)
 
     assert_steps_like_plain(strategy, edit(7), edit(33), edit(62))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -26,7 +27,7 @@ def made() -> Case:
 def test_a_second_thread_is_refused_and_the_first_one_is_right(made: Case) -> None:
     with torch.no_grad():
         wanted = made()
-    errors: list[Exception] = []
+    errors: list[Exception | None] = []
 
     def try_both(*_: object) -> None:
         for call in (made, lambda: made.model.blocks[4](made.inputs["x"])):
@@ -71,7 +72,7 @@ def test_nothing_can_be_detached_or_paused_from_within(made: Case) -> None:
             handle.remove()
 
 
-MODES = {
+MODES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "no_grad": torch.no_grad,
     "inference_mode": torch.inference_mode,
     "grad": torch.enable_grad,

@@ -48,6 +48,7 @@ def test_a_compiled_model_is_offloaded_too(made: Case, how: str, when: str) -> N
         assert torch.equal(model(x), wanted)
         with tgo.Executor(made.model, known_plan("chain"), device="cpu") as run:
             model = COMPILES[how](made.model, backend) if when == "inside" else model
+            assert run._homes is not None
             homes |= {member.home.data_ptr() for member in run._homes.tensors()}
             seen.clear()
             for _ in range(3):
@@ -82,7 +83,7 @@ def test_transforms_of_functions_are_refused(made: Case, transform: str, warm: b
 class Checkpointed(nn.Module):
     """Blocks that are computed again in the backward."""
 
-    def __init__(self, net: nn.Module, reentrant: bool) -> None:
+    def __init__(self, net: Any, reentrant: bool) -> None:
         super().__init__()
         self.blocks, self.reentrant = net.blocks, reentrant
 

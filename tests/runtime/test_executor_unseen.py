@@ -26,7 +26,9 @@ class NormedBetween(running.Normed):
         self.last = nn.BatchNorm1d(8)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(super().forward(x) + self.last.running_mean)
+        mean = self.last.running_mean
+        assert mean is not None
+        return self.last(super().forward(x) + mean)
 
 
 @pytest.mark.parametrize("seed", [None, 0, 1, 2])

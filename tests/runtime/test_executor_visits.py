@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ def made() -> Case:
 class StepCache(nn.Module):
     """Asks inner modules of some blocks, before, between and after them, as TeaCache asks the first block's norm."""
 
-    def __init__(self, net: nn.Module, asks: bool = False) -> None:
+    def __init__(self, net: Any, asks: bool = False) -> None:
         super().__init__()
         self.blocks, self.asks = net.blocks, asks
 

@@ -18,7 +18,7 @@ from .. import models, running
 from ..guard import Guard
 from ..running import STRATEGIES, Case, assert_equal, case, known_plan, plan_of
 
-Edit = Callable[[nn.Module], Any]
+Edit = Callable[[Any], Any]
 
 
 @pytest.fixture(params=["resident", "layerwise", "auto"])
@@ -50,53 +50,53 @@ def test_weights_read_as_on_the_plain_model(attached: Case) -> None:
     assert_same_weights(copy.deepcopy(attached.model), plain)
 
 
-def assert_same_weights(model: nn.Module, plain: nn.Module) -> None:
+def assert_same_weights(model: Any, plain: nn.Module) -> None:
     wanted = plain.state_dict()
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, wanted[name]), name
         assert tensor.stride() == wanted[name].stride(), name
 
 
-def _edit_in_place(model: nn.Module) -> None:
+def _edit_in_place(model: Any) -> None:
     for parameter in model.parameters():
         parameter.mul_(1.25)
 
 
-def _edit_data(model: nn.Module) -> None:
+def _edit_data(model: Any) -> None:
     for parameter in model.parameters():
         parameter.data += 0.5
 
 
-def _replace_data(model: nn.Module) -> None:
+def _replace_data(model: Any) -> None:
     for block in model.blocks:
         block.down.weight.data = block.down.weight.data * 0.75
         block.up.bias.data = torch.ones(block.up.bias.shape)
 
 
-def _replace_parameters(model: nn.Module) -> None:
+def _replace_parameters(model: Any) -> None:
     for block in model.blocks:
         block.down.weight = nn.Parameter(block.down.weight.detach() * 1.5)
 
 
-def _edit_one_late(model: nn.Module) -> None:
+def _edit_one_late(model: Any) -> None:
     model.blocks[4].up.weight[0, 0] = 3.0
 
 
-def _edit_one_early(model: nn.Module) -> None:
+def _edit_one_early(model: Any) -> None:
     model.blocks[0].down.weight[0, 0] = 3.0
     model.scale[1] = 2.0
 
 
-def _load(model: nn.Module) -> None:
+def _load(model: Any) -> None:
     model.load_state_dict({name: tensor * 2 + 1 for name, tensor in case("chain").model.state_dict().items()})
 
 
-def _load_and_assign(model: nn.Module) -> None:
+def _load_and_assign(model: Any) -> None:
     state = {name: tensor * 2 + 1 for name, tensor in case("chain").model.state_dict().items()}
     model.load_state_dict(state, assign=True)
 
 
-def _merge_low_rank(model: nn.Module) -> None:
+def _merge_low_rank(model: Any) -> None:
     """As peft merges: through `.data`."""
     for block in model.blocks:
         left, right = torch.linspace(-1, 1, 64).reshape(64, 1), torch.ones(1, 4)
@@ -106,7 +106,7 @@ def _merge_low_rank(model: nn.Module) -> None:
 class Adapted(nn.Module):
     """A layer with a low-rank addition beside it."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: Any) -> None:
         super().__init__()
         self.layer, self.down, self.up = layer, nn.Linear(4, 2, bias=False), nn.Linear(2, 64, bias=False)
         nn.init.ones_(self.down.weight)
@@ -116,7 +116,7 @@ class Adapted(nn.Module):
         return self.layer(x) + self.up(self.down(x))
 
 
-def _add_adapters(model: nn.Module) -> None:
+def _add_adapters(model: Any) -> None:
     for block in model.blocks:
         if isinstance(block.up, nn.Linear):
             block.up = Adapted(block.up)
@@ -192,6 +192,8 @@ class Views(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         whole = torch.randn(8, 16)
+        self.top: Tensor
+        self.bottom: Tensor
         self.register_buffer("top", whole[:5])
         self.register_buffer("bottom", whole[3:].t())
         self.columns = nn.Parameter(torch.randn(16, 8).t())

@@ -13,7 +13,7 @@ DEEDS = st.lists(st.tuples(st.sampled_from(["fill", "use", "forget"]), RANGES, s
 
 
 @given(deeds=DEEDS, asked=RANGES, holder=st.sampled_from("abc"))
-def test_it_knows_of_every_byte_whose_it_is_and_who_was_there_last(deeds, asked, holder) -> None:  # type: ignore[no-untyped-def]
+def test_it_knows_of_every_byte_whose_it_is_and_who_was_there_last(deeds, asked, holder) -> None:
     table = SeatTable(SIZE, used=1)
     bytes_of: list[tuple[str | None, int, int]] = [(None, 0, 1)] * SIZE  # holder, arrived, used
     for number, (deed, (start, stop), name) in enumerate(deeds, 2):
@@ -29,7 +29,7 @@ def test_it_knows_of_every_byte_whose_it_is_and_who_was_there_last(deeds, asked,
                 segment.used = number
             bytes_of[start:stop] = [(who, arrived, number) for who, arrived, _ in bytes_of[start:stop]]
             _spread(table, bytes_of)
-    missing = {place for start, stop in table.missing(*asked, holder) for place in range(start, stop)}
+    missing = {place for start, stop in table.missing(asked[0], asked[1], holder) for place in range(start, stop)}
     assert missing == {place for place in range(*asked) if bytes_of[place][0] != holder}
     arrived = max((segment.arrived for segment in table.over(*asked)), default=0)
     assert arrived == max((came for _, came, _ in bytes_of[slice(*asked)]), default=0)

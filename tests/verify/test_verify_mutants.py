@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import networkx as nx
 import pytest
@@ -39,7 +40,7 @@ def units() -> list[dict[str, object]]:
     return [*made[:5], made[4], *made[5:]]
 
 
-def planned(strategy: str, budget: str, **options: object) -> Plan:
+def planned(strategy: str, budget: str, **options: Any) -> Plan:
     trace = Trace.from_units(units())
     try:
         return tgo.Planner.for_trace(trace, budget, strategy=strategy, machine="cpu", **options).plan()
@@ -59,6 +60,11 @@ def good_plans() -> Iterator[tuple[str, Plan]]:
 
 
 PLANS = dict(good_plans())
+
+
+def with_cycle(plan: Plan, cycle: str, tasks: Sequence[Task]) -> Plan:
+    """The plan with other tasks in its cold or in its steady cycle."""
+    return replace(plan, cold=tuple(tasks)) if cycle == "cold" else replace(plan, steady=tuple(tasks))
 
 
 def is_good(plan: Plan, graph: TaskGraph | None = None) -> bool:
@@ -120,7 +126,7 @@ def test_no_copy_that_comes_once_can_be_spared(name: str, cycle: str) -> None:
     plan, tasks = PLANS[name], getattr(PLANS[name], cycle)
     names = [task.name for task in tasks if task.kind == "h2d"]
     copies = [index for index, task in enumerate(tasks) if task.kind == "h2d" and names.count(task.name) == 1]
-    fewer = [replace(plan, **{cycle: tasks[:index] + tasks[index + 1 :]}) for index in copies]
+    fewer = [with_cycle(plan, cycle, tasks[:index] + tasks[index + 1 :]) for index in copies]
     spared = [tasks[index] for index, mutant in zip(copies, fewer, strict=True) if is_good(mutant)]
     assert not spared
 
@@ -159,21 +165,21 @@ def swapped(draw: st.DrawFn, plan: Plan) -> Plan:
     tasks, cycle = _one_cycle(draw, plan)
     i, j = draw(st.integers(0, len(tasks) - 1)), draw(st.integers(0, len(tasks) - 1))
     tasks[i], tasks[j] = tasks[j], tasks[i]
-    return replace(plan, **{cycle: tuple(tasks)})
+    return with_cycle(plan, cycle, tasks)
 
 
 def dropped(draw: st.DrawFn, plan: Plan) -> Plan:
     """A task missing."""
     tasks, cycle = _one_cycle(draw, plan)
     del tasks[draw(st.integers(0, len(tasks) - 1))]
-    return replace(plan, **{cycle: tuple(tasks)})
+    return with_cycle(plan, cycle, tasks)
 
 
 def doubled(draw: st.DrawFn, plan: Plan) -> Plan:
     """A task of one cycle once more, somewhere."""
     tasks, cycle = _one_cycle(draw, plan)
     tasks.insert(draw(st.integers(0, len(tasks))), draw(st.sampled_from([*plan.cold, *plan.steady])))
-    return replace(plan, **{cycle: tuple(tasks)})
+    return with_cycle(plan, cycle, tasks)
 
 
 def cut(draw: st.DrawFn, plan: Plan) -> Plan:
@@ -183,7 +189,7 @@ def cut(draw: st.DrawFn, plan: Plan) -> Plan:
     if tasks[index].kind != "compute" and not tasks[index].is_activation:
         stop = draw(st.integers(1, plan.sizes[tasks[index].name] // UNIT)) * UNIT
         tasks[index] = Task(tasks[index].kind, tasks[index].name, 0, stop)
-    return replace(plan, **{cycle: tuple(tasks)})
+    return with_cycle(plan, cycle, tasks)
 
 
 def _one_cycle(draw: st.DrawFn, plan: Plan) -> tuple[list[Task], str]:

@@ -10,7 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from matplotlib.colors import to_rgba_array
 from matplotlib.figure import Figure
 from taskgraph_offload.viz.callouts import cause
 from taskgraph_offload.viz.compare import draw_comparison
@@ -107,7 +109,7 @@ def test_a_block_has_one_colour_in_all_lanes_and_sources() -> None:
     seen: dict[str, set[tuple[float, ...]]] = {}
     for index in (0, 1):
         for lane in ("compute", "h2d"):
-            colours = bars(figure, f"timeline{index}-{lane}").get_facecolor()
+            colours = to_rgba_array(bars(figure, f"timeline{index}-{lane}").get_facecolor())
             for span, colour in zip(timeline.lane(lane), colours, strict=True):
                 seen.setdefault(span.call, set()).add(tuple(map(float, colour)))
     assert all(len(colours) == 1 for colours in seen.values())
@@ -135,7 +137,7 @@ def test_steps_are_named_and_the_budget_is_a_line() -> None:
     for name in ("cold step", "step 1", "step 2"):
         assert any(text.startswith(name) for text in written)
     assert "budget 308.0 MiB" in written
-    levels = [line.get_ydata() for line in figure.axes[1].get_lines()]
+    levels = [np.asarray(line.get_ydata()) for line in figure.axes[1].get_lines()]
     assert any(all(value == timeline.budget_bytes / MIB for value in level) for level in levels)
 
 
@@ -169,7 +171,7 @@ def test_a_warm_run_stands_below_the_steady_steps_of_the_cold_one() -> None:
     timeline = predicted(8)
     warm = replace(measured(timeline), starts_cold=False)
     marks = bars(draw_timelines([timeline, warm]), "timeline1-compute").get_paths()
-    assert min(path.vertices[:, 0].min() for path in marks) >= timeline.ends[0]
+    assert min(np.asarray(path.vertices)[:, 0].min() for path in marks) >= timeline.ends[0]
 
 
 def planner_of(names: Sequence[str]) -> tgo.Planner:

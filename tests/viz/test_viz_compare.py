@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from taskgraph_offload.viz.compare import draw_comparison
 from taskgraph_offload.viz.sweep import draw_sweep
@@ -45,12 +46,14 @@ def test_a_comparison_says_what_does_not_fit_and_what_would(comparison: tgo.Comp
 
 def test_a_comparison_has_the_bound_as_a_line(comparison: tgo.Comparison) -> None:
     times = draw_comparison(comparison).axes[0]
-    assert any(line.get_xdata()[0] == comparison.rows[0]["bound_seconds"] * 1e3 for line in times.get_lines())
+    assert any(
+        np.asarray(line.get_xdata())[0] == comparison.rows[0]["bound_seconds"] * 1e3 for line in times.get_lines()
+    )
 
 
 def test_a_comparison_marks_what_was_measured(comparison: tgo.Comparison) -> None:
     times = draw_comparison(with_measurements(comparison)).axes[0]
-    marks = sorted(float(line.get_xdata()[0]) for line in times.get_lines() if line.get_marker() == "D")
+    marks = sorted(float(np.asarray(line.get_xdata())[0]) for line in times.get_lines() if line.get_marker() == "D")
     steps = sorted(row["step_seconds"] for row in comparison.rows if row["step_seconds"] is not None)
     assert marks == pytest.approx([1.2e3 * step for step in steps])
 
@@ -67,8 +70,10 @@ def test_a_sweep_has_a_curve_for_each_strategy_and_the_bound_beneath() -> None:
     lines = {line.get_gid(): line for line in draw_sweep(sweep).axes[0].get_lines()}
     for index, strategy in enumerate(sweep.strategies):
         works = [row for row in sweep.rows if row["strategy"] == strategy and row["step_seconds"] is not None]
-        assert list(lines[f"curve{index}"].get_ydata()) == pytest.approx([row["step_seconds"] * 1e3 for row in works])
-    assert list(lines["bound"].get_ydata()) == pytest.approx(
+        assert list(np.asarray(lines[f"curve{index}"].get_ydata())) == pytest.approx(
+            [row["step_seconds"] * 1e3 for row in works]
+        )
+    assert list(np.asarray(lines["bound"].get_ydata())) == pytest.approx(
         [row["bound_seconds"] * 1e3 for row in sweep.rows if row["strategy"] == sweep.strategies[0]]
     )
 
@@ -78,7 +83,7 @@ def test_no_plan_lies_in_the_field_that_no_schedule_enters() -> None:
     planned = planner(8)
     lines = {line.get_gid(): line for line in draw_sweep(planned.sweep(4, ["auto"])).axes[0].get_lines()}
     assert lines["bound"].get_drawstyle() == "steps-pre"
-    places = list(zip(*lines["bound"].get_data(), strict=True))
+    places = np.asarray(lines["bound"].get_xydata()).tolist()
     for number, ((before, _), (after, height)) in enumerate(pairwise(places)):
         for share in (0.02, 0.5):
             budget = f"{int((before + share * (after - before)) * MIB)}B"
@@ -90,9 +95,9 @@ def test_a_sweep_rings_each_knee() -> None:
     sweep = planner(8).sweep(6, QUICK)
     lines = draw_sweep(sweep).axes[0].get_lines()
     rings = {
-        tuple(map(float, line.get_xydata()[0]))
+        tuple(map(float, np.asarray(line.get_xydata())[0]))
         for line in lines
-        if line.get_fillstyle() == "none" and len(line.get_xydata())
+        if line.get_fillstyle() == "none" and len(np.asarray(line.get_xydata()))
     }
     knees = [knee for name in sweep.strategies if (knee := sweep.knee(name))]
     assert rings == {(knee["budget_bytes"] / MIB, knee["step_seconds"] * 1e3) for knee in knees}
