@@ -143,6 +143,12 @@ class Timeline:
         copying = length(copies)
         return length(intersection(copies, computes)) / copying if copying > 0 else 1.0
 
+    def bytes_per_second(self, lane: Lane) -> float | None:
+        """How fast a link copied in the last cycle; None where it copied nothing."""
+        copies = self.lane(lane, self.cycles - 1)
+        seconds = sum(copy.seconds for copy in copies)
+        return sum(copy.nbytes for copy in copies) / seconds if seconds > 0 else None
+
     @property
     def peak_bytes(self) -> int:
         return max((point.nbytes for point in self.memory), default=0)
