@@ -115,6 +115,7 @@ class Panel:
 
     index: int
     timeline: Timeline
+    name: str
     header: str
     note: str
     lanes: tuple[Lane, ...]
@@ -153,6 +154,7 @@ def arrange(timelines: Sequence[Timeline]) -> list[Panel]:
         Panel(
             index,
             timeline,
+            _name(timelines[index], timelines),
             header(timelines[index], timelines),
             note(timelines[index]),
             tuple(lane for lane in LANES if timeline.lane(lane)),
@@ -236,9 +238,17 @@ def note(timeline: Timeline) -> str:
     )
 
 
+def _name(timeline: Timeline, others: Sequence[Timeline]) -> str:
+    """Predicted or measured; and of which plan, where the picture shows several."""
+    several = len({other.title for other in others}) > 1
+    return f"{timeline.title}, {timeline.source}" if several else timeline.source
+
+
 def _rates(timelines: Sequence[Timeline]) -> str:
     """The rates of each timeline side by side: what the bound was computed from, and what the machine did."""
-    return BETWEEN.join(f"{timeline.source} rates: {', '.join(_rates_of(timeline))}" for timeline in timelines)
+    return BETWEEN.join(
+        f"{_name(timeline, timelines)} rates: {', '.join(_rates_of(timeline))}" for timeline in timelines
+    )
 
 
 def _rates_of(timeline: Timeline) -> list[str]:
@@ -264,9 +274,9 @@ def _title(lane: Lane) -> str:
 
 def _draw_panel(page: Page, panel: Panel, top: float, is_last: bool) -> None:
     line, width = top - HEADER + 0.1, WIDTH - LEFT - RIGHT
-    source = page.write(LEFT, line, panel.timeline.source, size=TEXT_POINTS, weight="bold")
-    page.write(LEFT + source + 0.15, line, panel.header, size=TEXT_POINTS)
-    page.write(LEFT + source + 0.15, line - NOTE, panel.note, colour=WAIT)
+    name = page.write(LEFT, line, panel.name, size=TEXT_POINTS, weight="bold")
+    page.write(LEFT + name + 0.15, line, panel.header, size=TEXT_POINTS)
+    page.write(LEFT + name + 0.15, line - NOTE, panel.note, colour=WAIT)
     lanes = page.axes(LEFT, top - panel.header_height - panel.lanes_height, width, panel.lanes_height)
     memory = page.axes(LEFT, top - panel.height + GAP, width, MEMORY)
     for axes in (lanes, memory):

@@ -129,6 +129,12 @@ def test_the_head_says_strategy_step_bound_and_overlap() -> None:
     assert f"overlap {timeline.overlap:.0%}" in written
 
 
+def test_timelines_of_several_plans_say_which_is_which() -> None:
+    figure = draw_timelines([predicted(8), predicted(8, strategy="sequential")])
+    assert {"layerwise, predicted", "sequential, predicted"} <= set(texts(figure))
+    assert_legible(figure)
+
+
 def test_steps_are_named_and_the_budget_is_a_line() -> None:
     timeline = predicted(8)
     figure = draw_timelines([timeline])
