@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .budget import readable, readable_seconds
+from .timeline import ROUNDING
 
 Row = Mapping[str, Any]
 
@@ -66,7 +67,9 @@ class Comparison:
         measured less than the bound: auto. The machine was faster than the rates that the bound was computed from.
         """
         measured = [row for row in self.rows if row["measured_step_seconds"] is not None]
-        below = [row["strategy"] for row in measured if row["measured_step_seconds"] < row["bound_seconds"]]
+        below = [
+            row["strategy"] for row in measured if row["measured_step_seconds"] < row["bound_seconds"] * (1 - ROUNDING)
+        ]
         rates = [f"{source} rates: {text}" for source, text in _rates(measured).items() if text]
         if not below:
             return rates

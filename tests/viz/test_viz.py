@@ -174,7 +174,7 @@ def test_a_measured_step_below_the_bound_says_why() -> None:
     """Also where only a step before the last one is below it."""
     timeline = predicted(8)
     bound = timeline.bound_seconds
-    for factor, is_below in ((1.02, True), (0.999, False)):
+    for factor, is_below in ((1.02, True), (1 + 1e-9, False), (0.999, False)):
         real = replace(timeline, source="measured", bound_seconds=factor * timeline.step_seconds)
         figure = draw_timelines([replace(timeline, bound_seconds=bound), real])
         assert any(text.endswith(WHY) for text in texts(figure)) == is_below
