@@ -90,13 +90,25 @@ def test_the_demo_shows_the_peaks_that_were_measured(demo, monkeypatch, capsys):
     monkeypatch.setattr(CpuDevice, "peak_bytes", lambda device: 12345)
     assert demo.main() == 0
     out = capsys.readouterr().out
-    assert "Measured: `measured step` (the median), its `/ bound`, and `peak` (the arena with the traced" in out
+    assert "Measured: `measured step` (the median), its `/ bound`, and `peak` (the arena and the traced" in out
     head, _, *rows = (line.split("|") for line in out.splitlines() if line.startswith("|"))
     peak = [cell.strip() for cell in head].index("peak")
     shown = {row[1].strip(): row[peak].strip() for row in rows}
     assert {shown.pop("model"), shown.pop("resident")} == {"-"}, "they did not run"
     assert set(shown.values()) == {readable(12345)}
     assert len(shown) == len(demo.CHOICES)
+
+
+def test_the_demo_says_why_a_step_is_below_the_bound(demo, monkeypatch, capsys):
+    """Steps seem to take a nanosecond; and seconds."""
+    why = "The machine was faster than the rates that the bound was computed from."
+    for seconds, is_below in ((1e-9, True), (1e3, False)):
+        monkeypatch.setattr(demo, "median", lambda values, seconds=seconds: seconds)
+        assert demo.main() == 0
+        out = capsys.readouterr().out
+        assert "\npredicted rates: compute " in out
+        assert "\nmeasured rates: compute " in out
+        assert (why in out) == is_below
 
 
 def test_every_example_is_listed_here():
