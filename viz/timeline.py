@@ -17,7 +17,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from taskgraph_offload.errors import SettingsError
 from taskgraph_offload.nouns.budget import readable, readable_seconds
 from taskgraph_offload.nouns.graph import LANES, Lane
-from taskgraph_offload.nouns.timeline import ROUNDING, Span, Timeline
+from taskgraph_offload.nouns.timeline import Span, Timeline
 
 from .callouts import Callout, Ruler, callouts
 from .page import (
@@ -227,13 +227,10 @@ def header(timeline: Timeline, others: Sequence[Timeline] = ()) -> str:
 
 def note(timeline: Timeline) -> str:
     """Why a measured step is below the bound, if one is: the bound holds for the rates that it was computed from."""
-    steady = range(1 if timeline.starts_cold else 0, timeline.cycles)
-    windows = (timeline.window(cycle) for cycle in steady)
-    quickest = min((end - begin for begin, end in windows), default=timeline.bound_seconds)
-    if timeline.source == "predicted" or quickest >= timeline.bound_seconds * (1 - ROUNDING):
+    if timeline.source == "predicted" or not timeline.beats_its_bound:
         return ""
     return (
-        f"The quickest step took {readable_seconds(quickest)}, less than the bound: "
+        f"The quickest step took {readable_seconds(timeline.quickest_step_seconds)}, less than the bound: "
         "the machine was faster than the rates that the bound was computed from."
     )
 
