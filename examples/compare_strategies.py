@@ -1,7 +1,7 @@
-"""Every strategy on one small diffusion transformer that may use less memory than it has weights.
+"""Runs one small diffusion transformer with every strategy, in less memory than its weights need.
 
-On the GPU where there is one; else on the CPU, behind a link as slow as makes it hurt. Plans with each strategy, runs
-what was planned, compares every output bit by bit with the plain model's, and draws what happened into out/.
+Uses the GPU if there is one; else the CPU, with copies slowed down so that they take as long as on a slow link. Plans
+with each strategy, runs the plans, compares every output bit by bit with the plain model's, and draws it all into out/.
 
     python examples/compare_strategies.py [--budget 40%] [--steps 4] [--rounds 2] [--out out]
 """
@@ -30,18 +30,18 @@ CHOICES: list[tuple[str, dict[str, Any]]] = [
     ("keep", {}),
     ("sequential", {}),
 ]
-NEED_ALL = ["model", "resident"]  # strategies that need memory for all weights: compared, not run
-CALIBRATED_ON = 5  # steady steps, of which the quickest counts
-PEAK = {  # what a run measures as its peak
-    "cuda": "all that torch took of the GPU's memory",
-    "cpu": "the arena with the traced activations: torch does not count a CPU's memory",
+NEED_ALL = ["model", "resident"]  # these need memory for all weights: they are compared, but do not run
+CALIBRATED_ON = 8  # steady steps; the quickest one counts
+PEAK = {  # what a measured peak is
+    "cuda": "all GPU memory that torch took",
+    "cpu": "the arena and the traced activations: torch does not count a CPU's memory",
 }
-HARD = 1.2  # on the CPU: how many times longer the link takes for all weights than a step computes
+HARD = 1.2  # on the CPU: copying all weights takes this many times as long as computing a step
 
 
 @dataclass
 class Trial:
-    """One strategy: its plan, how long its steps took, its highest peak, its last timeline, and what went wrong."""
+    """One strategy: its plan, the seconds of its steps, its highest peak, its last timeline, and what went wrong."""
 
     plan: tgo.Plan
     seconds: list[float] = field(default_factory=list)
@@ -51,18 +51,18 @@ class Trial:
 
 
 def main() -> int:
-    """Compare; the exit status is 1 if an output differs or a budget is passed."""
+    """Compare. The exit status is 1 if an output differs or a peak is over the budget."""
     given = arguments()
     out = Path(given.out)
     out.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.set_num_threads(max(1, torch.get_num_threads() // 2))  # on a CPU the copies need a core too
+    torch.set_num_threads(max(1, torch.get_num_threads() // 2))  # on a CPU, copies need cores too
     model, inputs = make(device)
     with torch.inference_mode():
         expected = model(*inputs)
-        model.cpu()  # what follows is about models that do not fit
+        model.cpu()  # from here on, nobody may hold all weights on the device
         trials, planner = plan_all(model, inputs, given.budget, device)
-        for number in range(given.rounds):  # in turns, so that a noisy machine is noisy for all
+        for number in range(given.rounds):  # in turns, so that other work on the machine slows down all
             for title, trial in trials.items():
                 print(f"\rround {number + 1} of {given.rounds}: {title:<30}", end="", file=sys.stderr, flush=True)
                 run(trial, model, inputs, expected, given.steps, device, link_of(planner.machine, device))
@@ -70,7 +70,8 @@ def main() -> int:
     comparison = compared(trials, planner)
     print(comparison.table())
     print(f"Measured: `measured step` (the median), its `/ bound`, and `peak` ({PEAK[device]}).")
-    print("Predicted: all other columns.", end="\n\n")
+    print("Predicted: all other columns.")
+    print("\n".join(comparison.notes()), end="\n\n")
     draw(comparison, trials, planner, out)
     faults = [f"{title}: {fault}" for title, trial in trials.items() for fault in trial.faults]
     print("\n".join(faults) or "every output is bit-identical to the plain model's, and every budget was kept")
@@ -78,9 +79,9 @@ def main() -> int:
 
 
 def plan_all(model: torch.nn.Module, inputs: Any, budget: str, device: str) -> tuple[dict[str, Trial], tgo.Planner]:
-    """A plan for each strategy, from the times that some first steps of the model took on this machine."""
+    """A plan for each strategy, from the times of the quickest of some first steps on this machine."""
     machine = machine_at_hand(model, inputs, device)
-    guess = tgo.Planner(model, budget, inputs=inputs, strategy="layerwise", machine=machine)
+    guess = tgo.Planner(model, budget, inputs=inputs, machine=machine)
     with tgo.Executor(model, guess.plan(), device=device, link_bytes_per_second=link_of(machine, device)) as executor:
         for _ in range(1 + CALIBRATED_ON):
             model(*inputs)
@@ -93,7 +94,7 @@ def plan_all(model: torch.nn.Module, inputs: Any, budget: str, device: str) -> t
 
 
 def machine_at_hand(model: torch.nn.Module, inputs: Any, device: str) -> tgo.Machine:
-    """The GPU as measured; or this CPU, with a link that needs `HARD` times a step for all weights."""
+    """The measured GPU; or this CPU with a slow link: copying all weights takes `HARD` times a step."""
     if device == "cuda":
         return tgo.Machine.measure("cuda")
     seconds = min(timed(model, inputs)[1] for _ in range(4))
@@ -102,14 +103,14 @@ def machine_at_hand(model: torch.nn.Module, inputs: Any, device: str) -> tgo.Mac
 
 
 def link_of(machine: tgo.Machine, device: str) -> float | None:
-    """What the CPU's copies are slowed to; a real link needs no help."""
+    """The rate that copies on the CPU are slowed down to. A real link is not slowed down."""
     return machine.h2d_bytes_per_second if device == "cpu" else None
 
 
 def run(
     trial: Trial, model: torch.nn.Module, inputs: Any, expected: Any, steps: int, device: str, link: float | None
 ) -> None:
-    """Run a plan for a cold step and some steady ones; check all outputs and the peak."""
+    """Run a plan for a cold step and some steady ones. Check all outputs and the peak."""
     with tgo.Executor(model, trial.plan, device=device, link_bytes_per_second=link) as executor:
         for step in range(steps + 1):
             output, seconds = timed(model, inputs)
@@ -124,7 +125,7 @@ def run(
 
 
 def timed(model: torch.nn.Module, inputs: Any) -> tuple[Any, float]:
-    """A step's output, and how long it took, the GPU's part included."""
+    """The output of a step, and how long it took, on the GPU too."""
     begin = time.perf_counter()
     output = model(*inputs)
     if torch.cuda.is_available():
@@ -133,20 +134,29 @@ def timed(model: torch.nn.Module, inputs: Any) -> tuple[Any, float]:
 
 
 def compared(trials: dict[str, Trial], planner: tgo.Planner) -> tgo.Comparison:
-    """What every plan promises, with what was measured in place of it where that can be."""
+    """A row for each strategy: what its plan predicts, and what was measured."""
     rows = planner.compare([*CHOICES, *NEED_ALL]).rows
-    return tgo.Comparison([{**row, **measured(trials.get(row["strategy"]))} for row in rows])
+    link = {"link_bytes_per_second": planner.machine.h2d_bytes_per_second}
+    return tgo.Comparison([{**row, **link, **measured(trials.get(row["strategy"]))} for row in rows])
 
 
 def measured(trial: Trial | None) -> dict[str, Any]:
-    """What a strategy's row says that was measured; nothing, if it did not run."""
+    """The measured figures of a strategy's row; none if it did not run."""
     if trial is None:
         return {"peak_bytes": None}
-    return {"measured_step_seconds": median(trial.seconds), "peak_bytes": trial.peak_bytes}
+    assert trial.timeline is not None
+    steps = range(1, trial.timeline.cycles)
+    computes = [sum(span.seconds for span in trial.timeline.lane("compute", step)) for step in steps]
+    return {
+        "measured_step_seconds": median(trial.seconds),
+        "measured_compute_seconds": median(computes),
+        "measured_link_bytes_per_second": trial.timeline.bytes_per_second("h2d"),
+        "peak_bytes": trial.peak_bytes,
+    }
 
 
 def draw(comparison: tgo.Comparison, trials: dict[str, Trial], planner: tgo.Planner, out: Path) -> None:
-    """The pictures, and the traces."""
+    """Save the pictures and the traces."""
     comparison.save(out / "comparison.png")
     planner.sweep(12, ["auto", "keep", "sequential", *CHOICES[1:3]]).save(out / "sweep.png")
     for title, trial in trials.items():
@@ -158,7 +168,7 @@ def draw(comparison: tgo.Comparison, trials: dict[str, Trial], planner: tgo.Plan
 
 
 def arguments() -> argparse.Namespace:
-    """What the command line asks for."""
+    """The arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget", default="40%", help="memory: 40%% of the weights, 80MiB, ...")
     parser.add_argument("--steps", type=int, default=4, help="steady steps in each round")

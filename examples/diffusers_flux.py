@@ -1,6 +1,6 @@
 """Run Flux's transformer for a few denoising steps with only part of its weights on the device.
 
-Random small weights unless a path to a downloaded pipeline is given; the result is compared with the plain model's.
+Without --path, the weights are small and random, and the result is compared with the plain model's.
 
     python examples/diffusers_flux.py [--path folder] [--budget 50%] [--steps 4]
 """
@@ -42,7 +42,7 @@ def main() -> int:
 
 @torch.inference_mode()
 def denoise(model: FluxTransformer2DModel, inputs: dict[str, torch.Tensor], steps: int) -> torch.Tensor:
-    """What a pipeline does between its text encoders and its decoder."""
+    """The denoising loop of a pipeline, without text encoders and decoder."""
     scheduler = FlowMatchEulerDiscreteScheduler()
     latents = inputs["hidden_states"]
     scheduler.set_timesteps(steps, device=latents.device)
@@ -63,7 +63,7 @@ def small_flux() -> FluxTransformer2DModel:
 def first_inputs(
     model: FluxTransformer2DModel, image_tokens: int = 64, text_tokens: int = 16
 ) -> dict[str, torch.Tensor]:
-    """Noise, and a prompt that says nothing."""
+    """Random latents and a random prompt."""
     config, dtype = model.config, model.dtype
     generator = torch.Generator().manual_seed(0)
     return {

@@ -1,6 +1,6 @@
-"""How much memory does a model need, and what does less memory cost? Answered without a GPU and without weights.
+"""Says how much memory Flux.1-dev needs, and how much slower it is with less. Needs no GPU and no weights.
 
-The model is built on the meta device from its public configuration, so a 12B model takes no memory and no download.
+The model is built on the meta device from its public configuration, so that it takes no memory and no download.
 
     python examples/how_much_memory.py [--machine rtx4090] [--out out]
 """

@@ -1,4 +1,4 @@
-"""The whole library in ten lines: plan within a budget, look at the plan, run the model under it, draw it."""
+"""The library in ten lines: plan for a budget, print the plan, run the model under it, draw what happened."""
 
 import torch
 from tiny_dit import make

@@ -1,4 +1,4 @@
-"""A small diffusion transformer: the model of the examples. Random weights, plain torch, about 150 MB."""
+"""The model of the examples: a small diffusion transformer in plain torch, with about 200 MB of random weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn import functional
 
 
 class Block(nn.Module):
-    """Attention and a feed-forward, each scaled and shifted by what the time step says."""
+    """Attention and a feed-forward. The time step scales and shifts the input of both."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class Block(nn.Module):
         return tokens + self.down(functional.gelu(self.up(normed)))
 
     def attend(self, tokens: Tensor) -> Tensor:
-        """Every token looks at every other one."""
+        """Attention of every token to every other one."""
         batch, count, width = tokens.shape
         split = self.qkv(tokens).view(batch, count, 3, self.heads, width // self.heads)
         query, key, value = split.permute(2, 0, 3, 1, 4)
@@ -56,7 +56,7 @@ class TinyDiT(nn.Module):
 
 
 def make(device: str = "cpu", **sizes: int) -> tuple[TinyDiT, tuple[Tensor, Tensor]]:
-    """The model, the same one each time, and the inputs of one step."""
+    """The model, with the same weights each time, and the inputs of one step."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = TinyDiT(**sizes).eval().requires_grad_(False).to(device)

@@ -1,6 +1,6 @@
 """Generate text with a Llama whose weights may not all be on the device.
 
-Random small weights unless a path to a downloaded model is given; the output is compared with the plain model's.
+Without --path, the weights are small and random, and the output is compared with the plain model's.
 
     python examples/transformers_llama.py [--path folder] [--budget 50%]
 """

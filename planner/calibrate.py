@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from taskgraph_offload.errors import SettingsError
+from taskgraph_offload.nouns.graph import Lane
 from taskgraph_offload.nouns.machine import Machine
 from taskgraph_offload.nouns.timeline import Span, Timeline
 from taskgraph_offload.nouns.trace import Call, Trace
@@ -47,10 +48,21 @@ def _measured_calls(trace: Trace, timeline: Timeline) -> int:
 
 
 def measured_machine(machine: Machine, timeline: Timeline) -> Machine:
-    """The machine with the measured link. A lane keeps its rate if nothing was copied on it."""
-    h2d, latency = _link(timeline.lane("h2d"), machine.h2d_bytes_per_second, machine.latency_seconds)
-    d2h, _ = _link(timeline.lane("d2h"), machine.d2h_bytes_per_second, machine.latency_seconds)
+    """The machine with the link as it was in its quickest cycle. A lane keeps its rate if nothing was copied on it."""
+    h2d, latency = _link(_quickest_copies(timeline, "h2d"), machine.h2d_bytes_per_second, machine.latency_seconds)
+    d2h, _ = _link(_quickest_copies(timeline, "d2h"), machine.d2h_bytes_per_second, machine.latency_seconds)
     return replace(machine, h2d_bytes_per_second=h2d, d2h_bytes_per_second=d2h, latency_seconds=latency)
+
+
+def _quickest_copies(timeline: Timeline, lane: Lane) -> Sequence[Span]:
+    """The copies of the cycle in which the link was fastest. A slower rate would make the bound too high."""
+    cycles = (timeline.lane(lane, cycle) for cycle in range(timeline.cycles))
+    return max(cycles, key=_bytes_per_second, default=())
+
+
+def _bytes_per_second(copies: Sequence[Span]) -> float:
+    seconds = sum(copy.seconds for copy in copies)
+    return sum(copy.nbytes for copy in copies) / seconds if seconds > 0 else 0.0
 
 
 def measured_seconds(timeline: Timeline, names: set[str]) -> dict[str, float]:

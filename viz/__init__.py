@@ -1,4 +1,4 @@
-"""From a timeline to a picture. Knows no planner.
+"""Draws timelines, comparisons and sweeps. Imports no planner.
 
 `save_timeline`, `save_comparison` and `save_sweep` write PNG or SVG; `save_trace` writes JSON for Perfetto.
 """

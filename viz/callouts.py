@@ -1,12 +1,12 @@
-"""Says above the longest waits what caused them, without one label running into another. Draws nothing.
+"""Finds places for the labels above the longest waits, so that all can be read. Draws nothing.
 
     row 1        12 ms for h2d blocks.2
     row 0        |        9 ms for h2d blocks.5
                  |        |
     compute  [-]   [-][-]   [----]
 
-A label stands on the middle of its wait: a stem, and beside it the text, right or left. No text may cover another, nor
-the stem of a label above it.
+A label is a stem on the middle of its wait, with the text right or left of it. No text may cover another text, nor the
+stem of a label in a higher row.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from itertools import combinations, product
 from taskgraph_offload.nouns.budget import readable_seconds
 from taskgraph_offload.nouns.timeline import Span, Stall, Timeline
 
-from .style import SMALL_POINTS, legible, text_points
+from .page import SMALL_POINTS, legible, text_points
 
 PER_CYCLE = 3
 WORTH_A_LABEL = 0.002  # of the cycle
@@ -28,7 +28,7 @@ GAP_POINTS = 6.0
 
 @dataclass(frozen=True, slots=True)
 class Ruler:
-    """Turns seconds into points from the left end of an axis of some width."""
+    """Converts between seconds and points from the left end of an axis. `width` is in points."""
 
     begin: float
     end: float
@@ -39,17 +39,17 @@ class Ruler:
         return self.width / (self.end - self.begin)
 
     def points(self, seconds: float) -> float:
-        """Where a moment is."""
+        """The position of a moment."""
         return (seconds - self.begin) * self.points_per_second
 
     def seconds(self, points: float) -> float:
-        """Which moment is there."""
+        """The moment at a position."""
         return self.begin + points / self.points_per_second
 
 
 @dataclass(frozen=True, slots=True)
 class Callout:
-    """The label of one wait: how long that was, the row of the text, and where stem and text are, in points."""
+    """The label of one wait: its text, the seconds waited, the row, and the positions of stem and text in points."""
 
     text: str
     seconds: float
@@ -60,7 +60,7 @@ class Callout:
 
 
 def callouts(timeline: Timeline, ruler: Ruler) -> list[Callout]:
-    """The labels of the longest waits of each cycle, as many as find a place."""
+    """The labels of the longest waits of each cycle, as many as fit."""
     placed: list[Callout] = []
     for cycle in range(timeline.cycles):
         begin, end = (ruler.points(moment) for moment in timeline.window(cycle))
@@ -71,7 +71,7 @@ def callouts(timeline: Timeline, ruler: Ruler) -> list[Callout]:
 
 
 def cause(timeline: Timeline, stall: Stall) -> str:
-    """What a call waited for: a copy, by its lane and name; or, where it had all it reads, the host that issues it."""
+    """What a call waited for: a copy, by lane and name; or the host, where all copies were there already."""
     if stall.cause is None:
         copy = next(_brought_meanwhile(timeline, stall), None)
         return "the host" if copy is None else f"{copy.lane} {copy.name}"
@@ -80,21 +80,21 @@ def cause(timeline: Timeline, stall: Stall) -> str:
 
 
 def _brought_meanwhile(timeline: Timeline, stall: Stall) -> Iterator[Span]:
-    """The copies for a call that came while it waited, the latest first."""
+    """The copies for a call that ended while it waited, the latest first."""
     for span in reversed(timeline.spans):
         if span.lane != "compute" and span.call == stall.call and stall.start < span.stop <= stall.stop:
             yield span
 
 
 def _worth_a_label(timeline: Timeline, cycle: int) -> list[Stall]:
-    """The longest waits of a cycle; of equal ones (to the nanosecond) the first."""
+    """The longest waits of a cycle; of equal ones (to the nanosecond) the earlier."""
     begin, end = timeline.window(cycle)
     stalls = sorted(timeline.stalls(cycle), key=lambda stall: (-round(stall.seconds, 9), stall.start))
     return [stall for stall in stalls[:PER_CYCLE] if stall.seconds >= WORTH_A_LABEL * (end - begin)]
 
 
 def _candidates(timeline: Timeline, stall: Stall, ruler: Ruler) -> Iterator[Callout]:
-    """The places that a label could have on the page: any row, either side of its stem."""
+    """All places for a label: any row, left or right of its stem."""
     text = legible(f"{readable_seconds(stall.seconds)} for {cause(timeline, stall)}")
     stem, width = ruler.points((stall.start + stall.stop) / 2), text_points(text, SMALL_POINTS)
     for row, left in product(range(PER_CYCLE), (stem + 3, stem - 3 - width)):
@@ -103,7 +103,7 @@ def _candidates(timeline: Timeline, stall: Stall, ruler: Ruler) -> Iterator[Call
 
 
 def _layouts(candidates: Sequence[Sequence[Callout]], placed: Sequence[Callout]) -> Iterator[list[Callout]]:
-    """All ways to label some of the waits, at most once each, so that everything can be read."""
+    """All ways to label some of the waits, each with at most one label, so that all can be read."""
     for layout in product(*([None, *labels] for labels in candidates)):
         labels = [label for label in layout if label is not None]
         if all(_are_apart(one, other) for one, other in combinations([*placed, *labels], 2)):
@@ -111,7 +111,7 @@ def _layouts(candidates: Sequence[Sequence[Callout]], placed: Sequence[Callout])
 
 
 def _are_apart(one: Callout, other: Callout) -> bool:
-    """Whether neither text covers the other, nor the stem that comes down from the label above."""
+    """Whether no text covers the other text, or the stem of the label in the higher row."""
     if one.row == other.row:
         return one.right + GAP_POINTS <= other.left or other.right + GAP_POINTS <= one.left
     low, high = sorted((one, other), key=lambda label: label.row)
@@ -119,7 +119,9 @@ def _are_apart(one: Callout, other: Callout) -> bool:
 
 
 def _merit(layout: Sequence[Callout], place: tuple[float, float]) -> tuple[float, int, float, int, int]:
-    """The longest wait first of all; then nothing over another cycle; then much explained, low, right of the stem."""
+    """Which layout is better, the most important first: label the longest wait; stay inside the own cycle; label many
+    seconds of waits; use low rows; stand right of the stem.
+    """
     outside = sum(label.left < place[0] or label.right > place[1] for label in layout)
     longest = round(max((label.seconds for label in layout), default=0.0), 9)
     explained = round(sum(label.seconds for label in layout), 9)

@@ -1,8 +1,8 @@
 """Writes timelines as trace events, the JSON that ui.perfetto.dev and chrome://tracing open. Draws nothing.
 
-A process for each timeline, a thread for each lane, an arrow from each copy to the call that waited for it, and
-counters of memory and link use below. Times are counted in whole nanoseconds, so that spans that touch never overlap,
-and written in microseconds, which is what the format wants.
+Each timeline is a process, each lane a thread. An arrow goes from each copy to the call that waited for it. Counters
+show the memory and the rate of each link. Times are rounded to nanoseconds, so that spans that touch never overlap, and
+written in microseconds, as the format wants.
 """
 
 from __future__ import annotations
@@ -18,20 +18,18 @@ from taskgraph_offload.nouns.graph import LANES, Lane
 from taskgraph_offload.nouns.names import spoken
 from taskgraph_offload.nouns.timeline import Span, Timeline
 
-from .output import suffix_of, write
+from .page import suffix_of, write
 
 Event: TypeAlias = dict[str, Any]
 
-THREAD_NAMES: Final[Mapping[Lane, str]] = {"compute": "compute", "h2d": "H2D copies", "d2h": "D2H copies"}
-
-# Why the task of one lane waits for one of another.
+# Why the task of the second lane waits for one of the first.
 REASONS: Final[Mapping[tuple[Lane, Lane], str]] = {
     ("h2d", "compute"): "the copy brings what the call reads",
     ("d2h", "compute"): "the call needs the room that the copy frees",
-    ("compute", "h2d"): "the copy overwrites what the call read, or was not to begin earlier",
+    ("compute", "h2d"): "the copy overwrites what the call read, or the plan lets it begin only now",
     ("compute", "d2h"): "the copy saves what the call made",
-    ("d2h", "h2d"): "the copy needs what the other one saves or frees",
-    ("h2d", "d2h"): "the copy needs what the other one brings",
+    ("d2h", "h2d"): "the copy needs what the other copy saves or frees",
+    ("h2d", "d2h"): "the copy needs what the other copy brings",
 }
 
 
@@ -50,7 +48,7 @@ def save_trace(path: str | os.PathLike[str], *timelines: Timeline) -> None:
 
 
 def trace_events(timelines: Sequence[Timeline]) -> list[Event]:
-    """All events: names first, then everything in the order of time, a slice before what hangs on it."""
+    """All events: names first, then the others in the order of time. A slice comes before the arrows at it."""
     names, events, arrows = list[Event](), list[Event](), count(1)
     for process, timeline in enumerate(timelines, 1):
         spans = {span.node: span for span in timeline.spans}
@@ -63,7 +61,7 @@ def trace_events(timelines: Sequence[Timeline]) -> list[Event]:
 
 
 def _names(process: int, timeline: Timeline) -> Iterator[Event]:
-    """What processes and threads are called, and in which order they stand."""
+    """The names of the process and its threads, and their order on the page."""
     title = f"{timeline.source}: {timeline.title}" if timeline.title else timeline.source
     for name, args in (
         ("process_name", {"name": title}),
@@ -74,7 +72,7 @@ def _names(process: int, timeline: Timeline) -> Iterator[Event]:
     for lane in LANES:
         if timeline.lane(lane):
             place = {"ph": "M", "pid": process, "tid": _thread(process, lane)}
-            yield {**place, "name": "thread_name", "args": {"name": THREAD_NAMES[lane]}}
+            yield {**place, "name": "thread_name", "args": {"name": _thread_name(lane)}}
             yield {**place, "name": "thread_sort_index", "args": {"sort_index": LANES.index(lane)}}
 
 
@@ -93,7 +91,7 @@ def _slice(process: int, span: Span, cause: Span | None) -> Event:
 
 
 def _arguments(span: Span, cause: Span | None) -> dict[str, Any]:
-    """What a click on a slice shows."""
+    """The details that a click on a slice shows."""
     arguments: dict[str, Any] = {"task": span.node, "call": span.call, "cycle": span.cycle}
     if span.lane != "compute":
         arguments["bytes"] = span.nbytes
@@ -105,7 +103,7 @@ def _arguments(span: Span, cause: Span | None) -> dict[str, Any]:
 
 
 def _arrows(process: int, timeline: Timeline, spans: Mapping[str, Span], numbers: Iterator[int]) -> Iterator[Event]:
-    """From the last nanosecond of each copy to the first one of the call that waited for it."""
+    """Arrows from the last nanosecond of each copy to the first nanosecond of the call that waited for it."""
     for call in timeline.lane("compute"):
         copy = spans.get(call.waited_for or "")
         if copy is None or copy.lane == "compute":
@@ -131,7 +129,7 @@ def _step_ends(process: int, timeline: Timeline) -> Iterator[Event]:
 
 
 def _counters(process: int, timeline: Timeline) -> Iterator[Event]:
-    """The bytes on the device; and for each lane that copies, how fast it does."""
+    """The bytes on the device, and the rate of each link in use."""
     memory = {_nanoseconds(point.seconds): float(point.nbytes) for point in timeline.memory}
     curves = {"memory in bytes": memory}
     for lane in LANES[1:]:
@@ -143,7 +141,7 @@ def _counters(process: int, timeline: Timeline) -> Iterator[Event]:
 
 
 def _link_use(copies: Sequence[Span]) -> dict[int, float]:
-    """The rate of a link over time: what each copy achieves, and zero behind it until the next one begins."""
+    """The rate of a link over time: the rate of each copy while it runs, zero between copies."""
     curve: dict[int, float] = {}
     for copy in copies:
         start, stop = _nanoseconds(copy.start), _nanoseconds(copy.stop)
@@ -153,8 +151,12 @@ def _link_use(copies: Sequence[Span]) -> dict[int, float]:
     return curve
 
 
+def _thread_name(lane: Lane) -> str:
+    return lane if lane == "compute" else f"{lane.upper()} copies"
+
+
 def _thread(process: int, lane: Lane) -> int:
-    """The number of a lane's thread: no other thread has it, nor any process (whose main thread it would be)."""
+    """The number of a lane's thread. It differs from all process numbers, since those mean a main thread."""
     return 1000 * process + LANES.index(lane)
 
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .budget import readable
+from .budget import readable, readable_seconds
+from .timeline import ROUNDING
 
 Row = Mapping[str, Any]
 
@@ -52,6 +53,28 @@ class Comparison:
         cells = {head: [show(row) for row in self.rows] for head, show in columns.items()}
         told = {head: cells[head] for head in columns if head not in OPTIONAL or set(cells[head]) - {ABSENT}}
         return _table(list(told), list(zip(*told.values(), strict=True)))
+
+    def notes(self) -> list[str]:
+        """Sentences that belong beside measured steps: the rates, and why a step is below the bound, where one is.
+
+        For the rates a row may have `measured_compute_seconds` (of a step), `link_bytes_per_second` and
+        `measured_link_bytes_per_second`.
+
+        >>> row = {"strategy": "auto", "bound_seconds": 0.2, "compute_seconds": 0.2, "measured_step_seconds": 0.19}
+        >>> for note in Comparison([row]).notes():
+        ...     print(note)
+        predicted rates: compute 200.00 ms a step
+        measured less than the bound: auto. The machine was faster than the rates that the bound was computed from.
+        """
+        measured = [row for row in self.rows if row["measured_step_seconds"] is not None]
+        below = [
+            row["strategy"] for row in measured if row["measured_step_seconds"] < row["bound_seconds"] * (1 - ROUNDING)
+        ]
+        rates = [f"{source} rates: {text}" for source, text in _rates(measured).items() if text]
+        if not below:
+            return rates
+        reason = "The machine was faster than the rates that the bound was computed from."
+        return [*rates, f"measured less than the bound: {', '.join(below)}. {reason}"]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Draw it; PNG or SVG, by the suffix."""
@@ -129,6 +152,21 @@ def _to_bound(row: Row) -> str:
 
 def _needs(row: Row) -> str:
     return _bytes(row["smallest_bytes"]) if row["smallest_bytes"] is not None else row["error"] or ABSENT
+
+
+def _rates(rows: Sequence[Row]) -> dict[str, str]:
+    """The predicted and the measured rates of some rows, as far as the rows have them."""
+
+    def span(key: str, show: Callable[[float], str]) -> str:
+        values = [row[key] for row in rows if row.get(key) is not None]
+        return " to ".join(dict.fromkeys(map(show, (min(values), max(values))))) if values else ""
+
+    told = {}
+    for source, prefix in (("predicted", ""), ("measured", "measured_")):
+        compute = span(f"{prefix}compute_seconds", readable_seconds)
+        link = span(f"{prefix}link_bytes_per_second", lambda rate: f"{rate / 1e9:.2f} GB/s")
+        told[source] = ", ".join([f"compute {compute} a step"] * bool(compute) + [f"link {link}"] * bool(link))
+    return told
 
 
 def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

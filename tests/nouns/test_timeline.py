@@ -60,7 +60,8 @@ def test_a_step_below_the_bound_says_so() -> None:
     """A run on a link faster than the plan's beats the plan's bound; a step at the bound does not, rounding or not."""
 
     def measured(step: float) -> Timeline:
-        return Timeline("measured", (Span("0/compute a", "a", "compute", "a", 0, 0.0, step),), (), 0, bound_seconds=1.0)
+        spans = (Span("0/compute a", "a", "compute", "a", 0, 0.0, step),)
+        return Timeline("measured", spans, (), 0, bound_seconds=1.0, starts_cold=False)
 
     assert measured(0.9).beats_its_bound
     assert not measured(1.0 - 1e-9).beats_its_bound

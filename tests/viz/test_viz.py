@@ -20,6 +20,7 @@ from taskgraph_offload.viz.sweep import draw_sweep
 from taskgraph_offload.viz.timeline import draw_timelines
 
 import taskgraph_offload as tgo
+from taskgraph_offload.nouns.timeline import Span
 
 from ..pictures import assert_legible, bars, texts
 from ..timelines import MIB, QUICK, measured, planner, predicted
@@ -130,6 +131,12 @@ def test_the_head_says_strategy_step_bound_and_overlap() -> None:
     assert f"overlap {timeline.overlap:.0%}" in written
 
 
+def test_timelines_of_several_plans_say_which_is_which() -> None:
+    figure = draw_timelines([predicted(8), predicted(8, strategy="sequential")])
+    assert {"layerwise, predicted", "sequential, predicted"} <= set(texts(figure))
+    assert_legible(figure)
+
+
 def test_steps_are_named_and_the_budget_is_a_line() -> None:
     timeline = predicted(8)
     figure = draw_timelines([timeline])
@@ -148,6 +155,48 @@ def test_predicted_and_measured_share_one_time_axis_and_measured_says_how_far_of
     assert len({axes.get_xlim() for axes in figure.axes}) == 1
     off = f"{real.step_seconds / timeline.step_seconds - 1:+.1%} against predicted"
     assert any(off in text for text in texts(figure))
+
+
+def test_the_rates_of_prediction_and_measurement_stand_side_by_side() -> None:
+    """Of the last step: its compute, and the bytes of its copies by the seconds that the link took for them."""
+    timeline = predicted(8)
+    real = measured(timeline)
+    (line,) = [text for text in texts(draw_timelines([timeline, real])) if "rates" in text]
+    for shown in (timeline, real):
+        copies = shown.lane("h2d", shown.cycles - 1)
+        rate = sum(copy.nbytes for copy in copies) / sum(copy.seconds for copy in copies) / 1e9
+        compute = f"compute {shown.compute_seconds * 1e3:.2f} ms a step"
+        assert f"{shown.source} rates: {compute}, H2D {rate:.2f} GB/s" in line
+
+
+WHY = "less than the bound: the machine was faster than the rates that the bound was computed from."
+
+
+def test_a_measured_step_below_the_bound_says_why() -> None:
+    """Also where only a step before the last one is below it."""
+    timeline = predicted(8)
+    bound = timeline.bound_seconds
+    for factor, is_below in ((1.02, True), (1 + 1e-9, False), (0.999, False)):
+        real = replace(timeline, source="measured", bound_seconds=factor * timeline.step_seconds)
+        figure = draw_timelines([replace(timeline, bound_seconds=bound), real])
+        assert any(text.endswith(WHY) for text in texts(figure)) == is_below
+        assert_legible(figure)
+    slow_at_the_end = replace(real, bound_seconds=1.02 * timeline.step_seconds, spans=longer_at_the_end(real))
+    assert slow_at_the_end.step_seconds > slow_at_the_end.bound_seconds
+    assert any(text.endswith(WHY) for text in texts(draw_timelines([slow_at_the_end])))
+
+
+def longer_at_the_end(timeline: tgo.Timeline) -> tuple[Span, ...]:
+    """The spans, the last call a tenth of a step longer."""
+    last = timeline.lane("compute")[-1]
+    more = replace(last, stop=last.stop + 0.1 * timeline.step_seconds)
+    return tuple(more if span.node == last.node else span for span in timeline.spans)
+
+
+def test_a_prediction_and_a_cold_step_are_never_said_to_be_below_the_bound() -> None:
+    timeline = replace(predicted(8), bound_seconds=99.0)
+    cold = replace(predicted(8, cycles=1), source="measured", bound_seconds=99.0)
+    assert not any(text.endswith(WHY) for text in texts(draw_timelines([timeline, cold])))
 
 
 def test_a_cold_step_is_compared_with_a_cold_step() -> None:

@@ -58,6 +58,31 @@ def test_a_comparison_marks_what_was_measured(comparison: tgo.Comparison) -> Non
     assert marks == pytest.approx([1.2e3 * step for step in steps])
 
 
+def test_a_measured_step_below_the_bound_says_why_in_the_picture(comparison: tgo.Comparison) -> None:
+    why = "The machine was faster than the rates that the bound was computed from."
+    bound, fastest = comparison.rows[0]["bound_seconds"], comparison.rows[0]["step_seconds"]
+    for share, is_below in ((0.99, True), (1.01, False)):
+        figure = draw_comparison(with_measurements(comparison, share * bound / fastest))
+        notes = [text for text in texts(figure) if text.endswith(why)]
+        names = ", ".join(row["strategy"] for row in comparison.rows if row["step_seconds"] == fastest)
+        assert notes == [f"measured less than the bound: {names}. {why}"] * is_below
+        assert_legible(figure)
+
+
+def test_measured_rates_stand_below_the_predicted_ones(comparison: tgo.Comparison) -> None:
+    rates = {"link_bytes_per_second": 25e9, "measured_link_bytes_per_second": 24e9}
+    rows = [
+        {**row, **rates, "measured_compute_seconds": (1 + place / 10) * comparison.rows[0]["compute_seconds"]}
+        for place, row in enumerate(with_measurements(comparison).rows)
+    ]
+    predicted, measured = (text for text in texts(draw_comparison(tgo.Comparison(rows))) if "rates: " in text)
+    least = comparison.rows[0]["compute_seconds"] * 1e3
+    steps = sum(row["step_seconds"] is not None for row in comparison.rows)
+    assert predicted == f"predicted rates: compute {least:.2f} ms a step, link 25.00 GB/s"
+    most = least * (1 + (steps - 1) / 10)
+    assert measured == f"measured rates: compute {least:.2f} ms to {most:.2f} ms a step, link 24.00 GB/s"
+
+
 def test_comparisons_and_sweeps_are_legible(comparison: tgo.Comparison) -> None:
     assert_legible(draw_comparison(comparison))
     assert_legible(draw_comparison(with_measurements(comparison)))
@@ -76,6 +101,15 @@ def test_a_sweep_has_a_curve_for_each_strategy_and_the_bound_beneath() -> None:
     assert list(np.asarray(lines["bound"].get_ydata())) == pytest.approx(
         [row["bound_seconds"] * 1e3 for row in sweep.rows if row["strategy"] == sweep.strategies[0]]
     )
+
+
+def test_no_two_curves_look_alike_however_many() -> None:
+    rows = planner(8).sweep(2, ["keep"]).rows
+    sweep = tgo.Sweep([{**row, "strategy": f"number {index}"} for index in range(30) for row in rows])
+    figure = draw_sweep(sweep)
+    curves = [line for line in figure.axes[0].get_lines() if str(line.get_gid()).startswith("curve")]
+    assert len(curves) == len({line.get_color() for line in curves}) == 30
+    assert_legible(figure)
 
 
 def test_no_plan_lies_in_the_field_that_no_schedule_enters() -> None:
