@@ -97,6 +97,22 @@ def _fails(scenario: Any, seed: int) -> bool:
     return False
 
 
+@pytest.mark.parametrize("device", ["checked", "cpu", "virtual"])
+def test_an_operator_that_reads_a_home_is_refused_and_the_next_forward_is_right(device: str) -> None:
+    """A block reads a weight of another one. A user sees it on "checked"; in tests every device of the host does so."""
+    made = running.case("chain")
+    elsewhere = made.model.blocks[3].down
+    with torch.no_grad():
+        wanted = made()
+        with tgo.Executor(made.model, running.known_plan("chain"), device=device):
+            handle = made.model.blocks[1].register_forward_hook(lambda block, args, y: y + elsewhere.weight[:, 0])
+            with pytest.raises(tgo.ExecutionError, match=r"aten.add.* reads weight 'blocks.3.down.weight' at home"):
+                made()
+            handle.remove()
+            assert_equal(made(), wanted)
+            assert (made.inputs["x"] + elsewhere.weight[:, 0]).isfinite().all()  # no forward runs: anybody may read
+
+
 def test_a_race_names_both_accesses() -> None:
     device = CheckedDevice()
     memory, home = device.allocate(1024), torch.zeros(512, dtype=torch.uint8)
