@@ -102,7 +102,8 @@ class VirtualDevice(HostMemory):
 
     def begin(self) -> None:
         """The caller is the compute lane anyway."""
-        refuse_closed(self._is_closed)
+        if self._is_closed:
+            refuse_closed()
 
     def reached(self, label: object, memory: Tensor, reads: Sequence[Range], writes: Sequence[Range]) -> None:
         """A call begins; the compute lane's clock goes on to its end."""

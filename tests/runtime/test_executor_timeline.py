@@ -85,24 +85,25 @@ def test_the_prediction_is_right_once_calibrated(blocks: Case, strategy: str) ->
 
 
 def as_issued(plan: tgo.Plan) -> tgo.Plan:
-    """The plan as the executor follows it, which is stricter than its graph in three things.
+    """The plan as the executor follows it, which is stricter than its graph in four things.
 
     - What the forward needs throughout comes before everything else, and the first call waits for it.
     - A copy of an activation waits for all calls that are listed before it.
     - The call that an activation comes back for waits for it, even if it does not read it.
+    - If no such call is left in the forward, the first call of the next forward waits for it.
     """
     standing, first = standing_bundles(plan), plan.trace.calls[0].name
     serves = {(data["cycle"], data["task"]): data["call"] for _, data in plan.graph(2)}
 
     def gated(cycle: int, tasks: tuple[tgo.Task, ...]) -> list[tgo.Task]:
         found, latest = list[tgo.Task](), None
-        for task in tasks:
+        for place, task in enumerate(tasks):
             latest = task.name if task.kind == "compute" else latest
-            if task.is_activation:
-                before = serves[cycle, task] if task.kind == "h2d" else task.before
-                found.append(replace(task, after=latest, before=before))
-            else:
-                found.append(task)
+            before = task.before
+            if task.is_activation and task.kind == "h2d":
+                is_left = tgo.Task("compute", serves[cycle, task]) in tasks[place:]
+                before = serves[cycle, task] if is_left else first
+            found.append(replace(task, after=latest, before=before) if task.is_activation else task)
         return found
 
     cold = gated(0, plan.cold)
