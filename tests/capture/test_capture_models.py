@@ -18,6 +18,7 @@ from taskgraph_offload.nouns.trace import INPUT
 from .. import models
 from ..models import Case
 from ..naive_forward import assert_trace_is_what_happens, counted_flops
+from ..sweeps import mostly_slow
 
 X = torch.linspace(-1, 1, 3 * 5 * 8).reshape(3, 5, 8)
 FULL_SIZE_RUN = """
@@ -53,7 +54,7 @@ BLOCKS = {
 }
 
 
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("name", mostly_slow(BLOCKS, ["t5"]))
 def test_a_full_size_model_is_traced_in_little_memory(name: str) -> None:
     root = Path(__file__).parent.parent.parent
     run = subprocess.run(

@@ -17,6 +17,7 @@ from taskgraph_offload.devices.virtual import VirtualDevice
 from taskgraph_offload.runtime.needs import standing_bundles
 
 from ..running import MODELS, STRATEGIES, Case, case, known_plan
+from ..sweeps import mostly_slow
 
 BLOCK_BYTES = 1 << 20
 BLOCK_SECONDS = 0.010
@@ -113,9 +114,7 @@ def as_issued(plan: tgo.Plan) -> tgo.Plan:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
-)
+@pytest.mark.parametrize("name", mostly_slow(MODELS, QUICK))
 def test_every_task_runs_when_it_was_predicted(name: str, strategy: str) -> None:
     made, plan = case(name), known_plan(name, strategy)
     timeline, predicted = measured(made, plan, "virtual", forwards=4), as_issued(plan).predict(4)
