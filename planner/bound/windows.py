@@ -199,7 +199,7 @@ def _deciding(cycle: Cycle, rate: float, pace: Pace) -> Iterator[tuple[float, _E
 
 
 def _follow(cycle: Cycle, edges: list[_Edge]) -> Pace:
-    """The pace of a policy's slowest circuit, and its starts. A unit that leads to another circuit is chained instead."""
+    """The pace of a policy's slowest circuit, and its starts. A unit that leads elsewhere is chained instead."""
     count = len(edges)
     seconds, root = max(_circuits(edges))
     starts: dict[int, float] = {root: 0.0}

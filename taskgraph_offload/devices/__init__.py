@@ -21,7 +21,7 @@ def names() -> tuple[str, ...]:
     """The kinds of devices that there are.
 
     >>> names()
-    ('checked', 'cpu', 'cuda')
+    ('checked', 'cpu', 'cuda', 'virtual')
     """
     return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "base"))
 
@@ -36,7 +36,7 @@ def check_device(name: str | torch.device | None, link_bytes_per_second: float |
 
 
 def open_device(name: str | torch.device | None, link_bytes_per_second: float | None = None) -> Device[Any]:
-    """Open a device: "cuda", "cuda:1", "cpu", "checked", or "checked:7" (the seed); by default the best there is.
+    """Open a device: "cuda", "cuda:1", "cpu", "virtual", "checked" or "checked:7" (the seed); by default the best.
 
     >>> device = open_device("cpu")
     >>> device.close()

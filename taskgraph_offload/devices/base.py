@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..errors import ExecutionError, SettingsError
 from ..nouns.graph import Lane as LaneName
+from ..nouns.machine import Machine
 
 E = TypeVar("E")
 Awaited = TypeVar("Awaited", contravariant=True)
@@ -60,6 +61,10 @@ class Device(Protocol[E]):
         """Whether an operator that reads a weight at home, unknown to the plan, is an error by name. For tests."""
         ...
 
+    def expect(self, machine: Machine, seconds: Mapping[str, float]) -> None:
+        """The machine and the seconds of each call that the plan assumes. For devices that count time."""
+        ...
+
     def event(self) -> E:
         """A new event, not yet recorded."""
         ...
@@ -85,7 +90,7 @@ class Device(Protocol[E]):
         ...
 
     def reached(self, label: object, memory: Tensor, reads: Sequence[Range], writes: Sequence[Range]) -> None:
-        """The compute lane comes to a call that touches these bytes. For devices that check; others need not listen."""
+        """The compute lane begins a call that touches these bytes. For devices that check, or that count time."""
         ...
 
     def synchronize(self) -> None:

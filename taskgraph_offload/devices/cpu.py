@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..errors import ExecutionError, SettingsError
 from ..nouns.graph import Lane as LaneName
+from ..nouns.machine import Machine
 from .base import Range, refuse_closed
 
 
@@ -159,13 +160,16 @@ class CopyLane:
 
 
 class HostMemory:
-    """What devices have in common whose memory is the host's."""
+    """What all devices share whose memory is the host's."""
 
     refuses_home_reads = False
 
     def window(self, memory: Tensor, start: int, nbytes: int) -> Tensor:
         """Bytes of such memory, with a storage of their own."""
         return bytes_of(memory.numpy(), start, nbytes)
+
+    def expect(self, machine: Machine, seconds: Mapping[str, float]) -> None:
+        """Nothing to do: this device takes the time it takes."""
 
     def pin(self, home: Tensor) -> None:
         """Nothing to do: all memory is alike."""

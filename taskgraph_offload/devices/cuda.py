@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from ..errors import ExecutionError, SettingsError
 from ..nouns.graph import Lane as LaneName
+from ..nouns.machine import Machine
 from .base import Range, refuse_link
 
 _PORTABLE = 1  # cudaHostRegisterPortable
@@ -110,6 +111,9 @@ class CudaDevice:
         copies = [CudaLane(torch.cuda.Stream(self.device)) for _ in range(2)]
         self.lanes: Mapping[LaneName, CudaLane] = {"compute": self._compute, "h2d": copies[0], "d2h": copies[1]}
         self._peak_before = torch.cuda.max_memory_allocated(self.device)
+
+    def expect(self, machine: Machine, seconds: Mapping[str, float]) -> None:
+        """Nothing to do: the card takes the time it takes."""
 
     def event(self) -> CudaEvent:
         """A new event."""

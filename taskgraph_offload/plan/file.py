@@ -120,7 +120,7 @@ def parse_file(text: str) -> Plan:
 
 def _plan_of(content: dict[Any, Any]) -> Plan:
     given = _dict_of(content, KEYS, "the plan file")
-    trace = _trace_of(given["trace"], given["model"])
+    trace = trace_of(given["trace"], given["model"])
     if trace.fingerprint != given["fingerprint"]:
         raise PlanError("its trace was edited: the fingerprint does not fit; plan again with Planner(...).plan()")
     if not isinstance(given["plan"], str):
@@ -158,7 +158,7 @@ def _flow(value: Any) -> str:
 # From here on: read nouns back from a file. A file may hold anything, so every value is checked.
 
 
-def _trace_of(given: Any, model: Any) -> Trace:
+def trace_of(given: Any, model: Any) -> Trace:
     """Read a trace, and check that its parts fit together."""
     parts = _dict_of(given, TRACE_KEYS, "the trace")
     weights = [_weight(row) for row in _rows(parts["weights"], "weights")]

@@ -125,8 +125,8 @@ class Conductor:
         if edited := pointing.to_seats() - self._dirty:
             self._arena.forget(edited)
         self._arena.seat(seated)
-        self._device.reached(need.name, self._arena.memory, seated.reads, seated.writes)
         self._waited, self._begun = self.lanes.start("compute"), self.lanes.latest["compute"] + 1
+        self._device.reached(need.name, self._arena.memory, seated.reads, seated.writes)
         self.inside.running, self.inside.seated, self.inside.block = need, seated, need.block
 
     def end_call(self) -> None:

@@ -31,8 +31,9 @@ from .needs import Needs
 class Executor:
     """A plan at work on a model. A context manager: attached inside, the model as it was outside.
 
-    `device` is "cuda", "cuda:1", "cpu" or "checked" (by default the best there is), `link_bytes_per_second` slows the
-    copies of "cpu" to those of a real link, and with `lazy` the device's memory is taken at the first forward.
+    `device` is "cuda", "cuda:1", "cpu", "checked" or "virtual" (by default the best there is), `link_bytes_per_second`
+    slows the copies of "cpu" to those of a real link, and with `lazy` the device's memory is taken at the first
+    forward.
 
     Weights may be read and edited between forwards, and by hooks: an operator that works in place always counts, and
     so does another Parameter or, between forwards, another `.data` (its memory is where the weight is loaded from then
@@ -157,6 +158,7 @@ class Executor:
         if wanted is None or isinstance(wanted, str | torch.device):
             wanted = open_device(wanted, self._link)
         device = self._device = wanted
+        device.expect(self.plan.machine, {call.name: call.cost(self.plan.machine) for call in self.plan.trace.calls})
         device.begin()
         self._homes = Homes(self.model, self.plan, device)
         self._finalizer = finalize(self, _let_go, device, self._homes.memories)

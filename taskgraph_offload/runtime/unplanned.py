@@ -203,7 +203,7 @@ class OnDemand:
         if brought is None:
             return None
         brought.held += 1
-        self._device.reached(call, brought.memory, [(0, brought.memory.nbytes)], [])
+        self._device.reached(f"{call}, on demand", brought.memory, [(0, brought.memory.nbytes)], [])
         for shown in home.tensors:
             if shown.is_home:
                 shown.note_version()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import time
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 
 import taskgraph_offload as tgo
 
+from ..effort import calls_of
 from ..made import SLOW_LINK, cases, plan_of, trace_of
 
 IDEAL = ("frac", "belady")  # policies with an allocator that no device has
@@ -154,9 +154,12 @@ def test_the_same_plan_every_time() -> None:
     assert str(planned(units, budget, machine)) == str(planned(units, budget, machine))
 
 
-def test_a_plan_is_still_good_when_the_machine_is_not_what_was_measured() -> None:
+@pytest.mark.parametrize(
+    "known", [MISMEASURED[:1], pytest.param(MISMEASURED, marks=pytest.mark.slow)], ids=["one", "all"]
+)
+def test_a_plan_is_still_good_when_the_machine_is_not_what_was_measured(known: list[tuple[str, float]]) -> None:
     losses: list[float] = []
-    for case, budget in ((c, b) for c, b in EVERYTHING if (c["name"], b["fraction"]) in MISMEASURED):
+    for case, budget in ((c, b) for c, b in EVERYTHING if (c["name"], b["fraction"]) in known):
         machine = machine_of(case)
         plan = planned(case["units"], budget["budget_bytes"], machine)
         for link, compute in FASTER_OR_SLOWER:
@@ -179,11 +182,13 @@ def _moved(plan: tgo.Plan, compute: float, machine: tgo.Machine) -> tgo.Plan:
     return replace(plan, trace=replace(plan.trace, calls=calls), machine=machine)
 
 
-def test_planning_sixty_blocks_of_thirty_four_tensors_takes_seconds() -> None:
+@pytest.mark.parametrize(
+    ("blocks", "tensors", "most"), [(3, 4, 10_000_000), pytest.param(60, 34, 25_000_000, marks=pytest.mark.slow)]
+)
+def test_planning_takes_few_calls(blocks: int, tensors: int, most: int) -> None:
+    """The larger one takes three seconds where a processor makes five million calls a second."""
     draw = random.Random(0)
-    sizes = [[draw.randint(1, 40) << 20 for _ in range(34)] for _ in range(60)]
+    sizes = [[draw.randint(1, 40) << 20 for _ in range(tensors)] for _ in range(blocks)]
     units = units_of(sizes, [0.7 * sum(unit) / 25e9 * draw.uniform(0.5, 1.5) for unit in sizes])
     machine = tgo.Machine("x", 25e9, 25e9, 1e-5, 1e12, 1e12)
-    began = time.process_time()
-    planned(units, sum(map(sum, sizes)) // 3, machine)
-    assert time.process_time() - began < 4
+    assert calls_of(lambda: planned(units, sum(map(sum, sizes)) // 3, machine), most) > 0

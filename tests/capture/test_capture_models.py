@@ -1,4 +1,4 @@
-"""Real architectures: in small, exactly as they run; at full size, in seconds and in little memory."""
+"""Real architectures: in small, exactly as they run; at full size, in little memory."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from taskgraph_offload.nouns.trace import INPUT
 from .. import models
 from ..models import Case
 from ..naive_forward import assert_trace_is_what_happens, counted_flops
+from ..sweeps import mostly_slow
 
 X = torch.linspace(-1, 1, 3 * 5 * 8).reshape(3, 5, 8)
 FULL_SIZE_RUN = """
-import resource, sys, time
+import resource, sys
 import torch
 from taskgraph_offload.planner.capture import capture
 from tests.models import FULL_SIZE
 from tests.naive_forward import counted_flops
 model, inputs = FULL_SIZE[sys.argv[1]]()
-began = time.perf_counter()
 trace = capture(model, inputs)
-seconds, kib = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 tensors = {*model.parameters(), *model.buffers()}
 import json
 from typing import Any
 print(json.dumps(dict(
-    seconds=seconds, rss=kib * 1024, source=trace.source, share=trace.coverage().share, bytes=trace.weight_bytes,
+    rss=kib * 1024, source=trace.source, share=trace.coverage().share, bytes=trace.weight_bytes,
     owned=sum(t.nbytes for t in tensors), flops=trace.flops, blocks=[c.block for c in trace.calls if c.block],
     counted=counted_flops(model, inputs) if "no cache" not in sys.argv[1] else None, peak=trace.activation_bytes,
 )))
@@ -56,7 +56,7 @@ BLOCKS = {
 }
 
 
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("name", mostly_slow(BLOCKS, ["t5"]))
 def test_a_full_size_model_is_traced_in_little_memory(name: str) -> None:
     root = Path(__file__).parent.parent.parent
     run = subprocess.run(
@@ -64,7 +64,6 @@ def test_a_full_size_model_is_traced_in_little_memory(name: str) -> None:
     )
     assert run.returncode == 0, run.stderr[-2000:]
     seen = json.loads(run.stdout.splitlines()[-1])
-    print(f"{name}: {seen['seconds']:.1f} s, {seen['rss'] / 2**30:.2f} GiB, {len(seen['blocks'])} blocks")
     assert seen["rss"] < 1.5 * 2**30
     assert seen["source"] == "fake"
     assert seen["bytes"] == seen["owned"]

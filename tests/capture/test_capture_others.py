@@ -63,7 +63,7 @@ def test_layerwise_casting_is_refused() -> None:
 
 def test_hooks_of_accelerate_are_refused() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-    model[1]._hf_hook = object()  # the mark that accelerate leaves
+    vars(model[1])["_hf_hook"] = object()  # the mark that accelerate leaves
     with pytest.raises(
         SettingsError, match=r"Sequential\.1 has offloading hooks of accelerate.*remove_hook_from_module"
     ):
@@ -139,7 +139,8 @@ def test_compiled_blocks_are_traced_and_stay_compiled() -> None:
         compiled.append(graph)
         return graph.forward
 
-    model = nn.Sequential(nn.Linear(4, 4), torch.compile(nn.Linear(4, 4), backend=backend), nn.Linear(4, 4))
+    compiled_layer: Any = torch.compile(nn.Linear(4, 4), backend=backend)
+    model = nn.Sequential(nn.Linear(4, 4), compiled_layer, nn.Linear(4, 4))
     model[2].compile(backend=backend)
     assert [call.block for call in capture(model, X).calls] == ["0", "1", "2"]
     assert not compiled
@@ -150,8 +151,10 @@ def test_compiled_blocks_are_traced_and_stay_compiled() -> None:
 
 def switch() -> models.Case:
     """Its router calls `.to()` on its own classifier."""
-    sizes = dict(vocab_size=64, d_model=16, d_kv=8, d_ff=24, num_heads=2, num_experts=4)
-    layers = dict(num_layers=2, num_sparse_encoder_layers=1, num_sparse_decoder_layers=1, num_decoder_layers=2)
+    sizes: dict[str, Any] = dict(vocab_size=64, d_model=16, d_kv=8, d_ff=24, num_heads=2, num_experts=4)
+    layers: dict[str, Any] = dict(
+        num_layers=2, num_sparse_encoder_layers=1, num_sparse_decoder_layers=1, num_decoder_layers=2
+    )
     tokens = torch.ones(1, 5, dtype=torch.long)
     torch.manual_seed(0)
     model = SwitchTransformersModel(SwitchTransformersConfig(**sizes, **layers)).eval()

@@ -10,7 +10,7 @@ import gzip
 import json
 from dataclasses import astuple
 
-from taskgraph_offload.planner.capture.capture import capture
+from taskgraph_offload.planner.capture import capture
 
 from taskgraph_offload.cli.models import KNOWN, Traced, from_name, known_names
 

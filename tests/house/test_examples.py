@@ -19,6 +19,7 @@ from taskgraph_offload.devices.cpu import CpuDevice
 from taskgraph_offload.nouns.budget import readable
 
 from ..made import SLOW_LINK, trace_of
+from ..sweeps import mostly_slow
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 2**20
@@ -39,7 +40,7 @@ def run(command: list[str], folder: Path) -> str:
     return result.stdout
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", mostly_slow(EXAMPLES, ["quickstart"]))
 def test_every_example_runs(name, tmp_path):
     assert run([sys.executable, str(ROOT / "examples" / f"{name}.py"), *EXAMPLES[name]], tmp_path)
     if name == "compare_strategies":
@@ -170,7 +171,7 @@ def test_the_readme_has_commands():
     assert len(COMMANDS) >= 3
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", mostly_slow(COMMANDS, COMMANDS[:1]))
 def test_every_command_of_the_readme_works(command):
     assert "rtx4090" in run(shlex.split(command), ROOT)
 

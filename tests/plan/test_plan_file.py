@@ -212,18 +212,11 @@ def test_a_mangled_file_gives_this_librarys_error_or_a_plan_that_is_proved(data)
         assert str(error)
 
 
-def test_a_plan_of_sixty_blocks_is_made_saved_and_loaded(tmp_path, capsys):
-    """The size that issue asks for; the time is printed, not asserted: `make test` runs on shared machines."""
-    import time
-
+def test_a_plan_of_sixty_blocks_is_made_saved_and_loaded(tmp_path):
     trace = trace_of([30 * 2**20] * 60, 1e-3, tensors=30)
-    begin = time.perf_counter()
     plan = plan_of(trace, "600MiB", "layerwise", residents="spread")
     plan.save(tmp_path / "plan.yaml")
-    made = time.perf_counter() - begin
     assert tgo.Plan.load(tmp_path / "plan.yaml") == plan
-    with capsys.disabled():
-        print(f"\n60 blocks x 30 tensors: planned, verified and saved in {made:.2f} s")
 
 
 def test_a_file_that_is_no_plan_is_refused(tmp_path):

@@ -10,7 +10,9 @@ from taskgraph_offload.planner.capture import capture
 import taskgraph_offload as tgo
 
 from ..models import FULL_SIZE
+from ..sweeps import mostly_slow
 
+MODELS = ["flux", "wan", "sdxl", "llama", "t5"]
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("layerwise", {"residents": "leading"}),
     ("layerwise", {"residents": "spread", "prefetch": 2}),
@@ -24,7 +26,7 @@ def trace_of(name: str) -> tgo.Trace:
     return capture(model, inputs)
 
 
-@pytest.mark.parametrize("name", ["flux", "wan", "sdxl", "llama", "t5"])
+@pytest.mark.parametrize("name", mostly_slow(MODELS, ["t5"]))
 def test_every_strategy_at_every_budget(name):
     trace, planned = trace_of(name), 0
     for strategy, options in WAYS:
@@ -45,7 +47,7 @@ def test_every_strategy_at_every_budget(name):
     assert planned >= 30
 
 
-@pytest.mark.parametrize("name", ["flux", "wan", "sdxl", "llama"])
+@pytest.mark.parametrize("name", mostly_slow(["flux", "wan", "sdxl", "llama"], ["wan"]))
 def test_auto_is_near_the_bound_at_every_budget_and_never_slower_with_more(name):
     """Fewer budgets than `benchmarks/auto_budgets.py`, which plans for forty."""
     trace, steps = trace_of(name), []
@@ -61,7 +63,7 @@ def test_auto_is_near_the_bound_at_every_budget_and_never_slower_with_more(name)
     assert not plan.streamed_bytes
 
 
-@pytest.mark.parametrize("name", ["flux", "wan", "sdxl", "llama", "t5"])
+@pytest.mark.parametrize("name", mostly_slow(MODELS, ["t5"]))
 def test_the_smallest_budget_that_an_error_names_is_enough(name):
     trace = trace_of(name)
     for strategy, options in WAYS:

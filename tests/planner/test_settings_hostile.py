@@ -1,17 +1,18 @@
-"""Settings files that mean harm, or were mangled: read or refused in one line, each in under a second."""
+"""Settings files that mean harm, or were mangled: read or refused in one line, each without much work."""
 
 import itertools
 import random
-import time
 
 import pytest
 from taskgraph_offload.planner.settings import ACCEPTED, read_settings
 
 import taskgraph_offload as tgo
 
+from ..effort import calls_of
 from .test_settings import GOOD
 from .test_settings_refuses import refused
 
+MOST_CALLS = 1_000_000
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 LAUGHS = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in itertools.pairwise(LETTERS))
 BOMBS: dict[str, str | bytes] = {
@@ -57,28 +58,29 @@ BOMBS: dict[str, str | bytes] = {
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_a_hostile_file_is_refused_in_one_line_and_at_once(tmp_path, name):
-    begin = time.perf_counter()
-    refused(tmp_path, BOMBS[name])
-    assert time.perf_counter() - begin < 1
+def test_a_hostile_file_is_refused_in_one_line_and_without_much_work(tmp_path, name):
+    assert calls_of(lambda: refused(tmp_path, BOMBS[name]), most=MOST_CALLS) > 0
 
 
 def test_two_hundred_mutated_files_are_read_or_refused_in_one_line(tmp_path):
-    """Only the library's own error escapes, each in well under a second."""
-    chance, path, refusals = random.Random(20), tmp_path / "offload.yaml", 0
+    """Only the library's own error escapes, each without much work."""
+    chance, path, refusals = random.Random(20), tmp_path / "offload.yaml", list[bool]()
     for _ in range(200):
         path.write_bytes(mutated(GOOD.encode(), chance))
-        begin = time.perf_counter()
-        try:
-            settings = read_settings(path)
-        except tgo.SettingsError as error:
-            refusals += 1
-            assert str(error).isprintable()
-            assert str(path) in str(error)
-        else:
-            assert {*settings.__dataclass_fields__, "components"} == set(ACCEPTED)
-        assert time.perf_counter() - begin < 1
-    assert refusals > 100
+        calls_of(lambda: refusals.append(read_or_refused(path)), most=MOST_CALLS)
+    assert sum(refusals) > 100
+
+
+def read_or_refused(path):
+    """Whether a file was refused, as it should be if it cannot be read."""
+    try:
+        settings = read_settings(path)
+    except tgo.SettingsError as error:
+        assert str(error).isprintable()
+        assert str(path) in str(error)
+        return True
+    assert {*settings.__dataclass_fields__, "components"} == set(ACCEPTED)
+    return False
 
 
 def mutated(content: bytes, chance: random.Random) -> bytes:

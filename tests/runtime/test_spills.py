@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from taskgraph_offload.planner.auto.spills import choose, findable, lowest_peak, with_spills
-from taskgraph_offload.planner.bound.idle import least_transients
+from taskgraph_offload.planner.bound.bounds import least_transients
 
 import taskgraph_offload as tgo
 from taskgraph_offload.nouns.graph import print_tasks
