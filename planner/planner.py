@@ -34,8 +34,8 @@ class Planner:
     """Turns a model and a memory budget into a plan.
 
     `budget_gb` is GiB, or a text: "12GiB", "800MiB", "123456B", "30%" (of the weights; activations come on top).
-    `inputs` is a tuple, a dict, or a callable returning either. `options` are those of the strategy, and
-    `margin` (written like a budget, or 0) for what the device needs besides.
+    `inputs` is a tuple, a dict, `(args, kwargs)`, or a callable that returns one of them. `options` are those of the
+    strategy, and `margin` (written like a budget, or 0) for what the device needs besides.
 
     >>> import torch
     >>> model = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(8)))

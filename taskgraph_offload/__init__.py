@@ -15,7 +15,7 @@ from .nouns.machine import Machine
 from .nouns.reports import Comparison, Sweep
 from .nouns.timeline import Timeline
 from .nouns.trace import Trace
-from .offload import offload
+from .offload import detach, offload
 from .plan.plan import Bound, Plan
 from .runtime.executor import Executor
 
@@ -41,6 +41,7 @@ __all__ = [
     "Timeline",
     "Trace",
     "TraceError",
+    "detach",
     "offload",
     "viz",
 ]

@@ -1,16 +1,20 @@
-"""Plan and attach in one call."""
+"""The front door: plan and attach in one call, and detach whatever is attached."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
-from .runtime.executor import Executor
+from .errors import SettingsError
+from .runtime.executor import Executor, attached_to
 
 
 def offload(model: nn.Module, budget_gb: float | str, **arguments: Any) -> Executor:
     """Plan for a budget and attach the plan; `arguments` are those of `Planner` and of `Executor`.
+
+    If something is attached to the model already, the new plan replaces it. If there is an error, it stays.
 
     >>> import torch
     >>> model, x = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(8))), torch.ones(1, 64)
@@ -23,4 +27,37 @@ def offload(model: nn.Module, budget_gb: float | str, **arguments: Any) -> Execu
     ours = {key: arguments.pop(key) for key in ("device", "link_bytes_per_second", "lazy") if key in arguments}
     if str(ours.get("device", "")).startswith(("cpu", "checked")):
         arguments.setdefault("machine", "cpu")
-    return Executor(model, tgo.Planner(model, budget_gb, **arguments).plan(), **ours).attach()
+    before = attached_to(model) if isinstance(model, nn.Module) else []
+    for executor in before:
+        executor.detach()
+    try:
+        return Executor(model, tgo.Planner(model, budget_gb, **arguments).plan(), **ours).attach()
+    except BaseException:
+        for executor in before:
+            executor.attach()
+        raise
+
+
+def detach(target: Any) -> None:
+    """Detach whatever is attached to a model, to the models in a dict, or to the components of a pipeline.
+
+    Nobody needs to have kept the handle that `offload` returned. Does nothing if nothing is attached.
+
+    >>> import torch
+    >>> model, x = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(8))), torch.ones(1, 64)
+    >>> _ = offload(model, "50%", inputs=(x,), device="cpu")
+    >>> detach(model)
+    """
+    models = _models_of(target)
+    if not models:
+        raise SettingsError(f"a {type(target).__name__} holds no model; give a torch.nn.Module, a dict or a pipeline")
+    for model in models:
+        for executor in attached_to(model):
+            executor.detach()
+
+
+def _models_of(target: Any) -> list[nn.Module]:
+    if isinstance(target, nn.Module):
+        return [target]
+    held = target.values() if isinstance(target, Mapping) else getattr(target, "__dict__", {}).values()
+    return [value for value in held if isinstance(value, nn.Module)]

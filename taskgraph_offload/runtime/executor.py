@@ -15,6 +15,7 @@ from torch import nn
 from ..devices import check_device, open_device
 from ..devices.base import Device
 from ..errors import ExecutionError, SettingsError
+from ..foreign import refuse_foreign_hooks
 from ..nouns.timeline import Timeline
 from ..nouns.weights import check_model
 from ..plan.plan import Plan
@@ -95,6 +96,7 @@ class Executor:
                 raise ExecutionError(f"{where} is attached already; call taskgraph_offload.detach(model) first")
         if self._device is not None:
             raise ExecutionError("this executor is attached already")
+        refuse_foreign_hooks(self.model)
         self.stats = Stats()
         try:
             with torch.inference_mode(False):
@@ -219,10 +221,9 @@ class Executor:
             raise ExecutionError(f"cannot {what} while a forward is running")
 
 
-def detach(model: nn.Module) -> None:
-    """Detach every executor that is attached to a model, or to a part of it. Does nothing if there is none."""
-    for executor in owners(model).values():
-        executor.detach()
+def attached_to(model: nn.Module) -> list[Executor]:
+    """The executors that are attached to a model, or to a part of it."""
+    return list(owners(model).values())
 
 
 def _let_go(device: Device[Any], memories: Mapping[str, HomeMemory]) -> None:

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from ..devices.base import Device
 from ..devices.cpu import bytes_of, copy_bytes, new_pages
+from ..nouns.progress import reported
 from ..nouns.weights import check_model, extent_of
 from ..plan.plan import Plan, aligned, inner_offsets
 from .tensors import WeightTensor, tensors_of_weights
@@ -183,7 +184,7 @@ class Homes:
         trace, since_trim = self._plan.trace, 0
         bundles = {name: bundle.weights for name, bundle in self._plan.bundles.items()}
         bundles |= {_unread(name): (name,) for name in trace.weights if name not in self._plan.seats}
-        for bundle, names in bundles.items():
+        for bundle, names in reported("bundles of weights moved to their homes", list(bundles.items())):
             offsets = inner_offsets(names, trace)
             slab = Slab(max((offsets[name] + trace.weights[name].nbytes for name in names), default=0))
             for name, offset in offsets.items():

@@ -162,12 +162,14 @@ class OnDemand:
                 if one is not None:
                     self._release(one)
 
-    def memory_of(self, home: WeightHome, call: str, seated: Need | None, also: Sequence[Range]) -> Brought:
-        """A weight on the device, for one operator. `also`: bytes of the arena that this operator needs, too."""
+    def memory_of(
+        self, home: WeightHome, call: str, seated: Need | None, also: Sequence[Range], nbytes: int
+    ) -> Brought:
+        """A weight on the device, for one operator, which reads weights of `nbytes` in all, some of them at `also`."""
         taken = self._taken(seated, also)
         found = self._find(home, taken) or self._bring(home, call, taken)
         if found is None:
-            needed = self._plan.budget_bytes + home.memory.nbytes
+            needed = self._plan.budget_bytes + nbytes
             raise ExecutionError(
                 f"{call} reads weight {home.name!r} of {readable(home.memory.nbytes)}, which the traced forward "
                 f"did not read there. The budget of {readable(self._plan.budget_bytes)} has no room for it: plan with "
@@ -305,7 +307,9 @@ class HomeReads(TorchDispatchMode):
             self._refuse_mixture(func, (args, kwargs))
             return func(*args, **kwargs)
         found: dict[str, Brought] = {}
-        args, kwargs = tree_map_only(Tensor, lambda tensor: self._on_device(tensor, found), (args, kwargs))
+        homes = {self._home_of(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)} - {None}
+        nbytes = sum(home.memory.nbytes for home in homes if home is not None)
+        args, kwargs = tree_map_only(Tensor, lambda tensor: self._on_device(tensor, found, nbytes), (args, kwargs))
         out = func(*args, **kwargs)
         if found:
             written = _storages_written(func, args, kwargs)
@@ -326,13 +330,13 @@ class HomeReads(TorchDispatchMode):
                 "plan with inputs that make the forward read it"
             )
 
-    def _on_device(self, tensor: Tensor, found: dict[str, Brought]) -> Tensor:
+    def _on_device(self, tensor: Tensor, found: dict[str, Brought], nbytes: int) -> Tensor:
         """A tensor as it is; or, of a weight at home, the same view of the weight's bytes on the device."""
         if (home := self._home_of(tensor)) is None:
             return tensor
         if home.name not in found:
             also = [(b.place, b.place + b.memory.nbytes) for b in found.values() if b.place is not None]
-            found[home.name] = self._on_demand.memory_of(home, self._where, self._inside.seated, also)
+            found[home.name] = self._on_demand.memory_of(home, self._where, self._inside.seated, also, nbytes)
         memory, offset = found[home.name].memory, tensor.data_ptr() - home.memory.data_ptr()
         with _disable_current_modes():
             empty = torch.empty(0, dtype=tensor.dtype, device=memory.device)

@@ -158,6 +158,7 @@ def test_the_front_door_offers_exactly_the_public_names() -> None:
         "Timeline",
         "Trace",
         "TraceError",
+        "detach",
         "offload",
         "viz",
     ]

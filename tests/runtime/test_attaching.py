@@ -1,0 +1,145 @@
+"""Attaching and detaching: handles that are lost, plans that are replaced, and memory that is given back."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import taskgraph_offload as tgo
+from taskgraph_offload.devices.cpu import CpuDevice
+from taskgraph_offload.foreign import refuse_foreign_hooks
+
+from ..left_behind import everything_of
+from ..running import Case, Skips, assert_equal, case, known_plan, plan_of, spilling
+
+X = torch.linspace(-1, 1, 8).reshape(2, 4)
+
+
+def linears(count: int = 6) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(*(nn.Linear(4, 4) for _ in range(count)))
+
+
+def test_a_lost_handle_can_be_detached_by_the_model() -> None:
+    model = linears()
+    before, wanted = everything_of(model), model(X)
+    tgo.offload(model, "90%", inputs=(X,), device="cpu")
+    assert torch.equal(model(X), wanted)
+    tgo.detach(model)
+    assert everything_of(model) == before
+    tgo.detach(model)  # does nothing
+
+
+def test_detach_takes_a_dict_and_a_pipeline() -> None:
+    models = {"a": linears(), "b": linears()}
+    for target in (models, SimpleNamespace(transformer=models["a"], vae=models["b"], name="pipeline")):
+        for model in models.values():
+            tgo.offload(model, "90%", inputs=(X,), device="cpu")
+        tgo.detach(target)
+        for model in models.values():
+            tgo.offload(model, "90%", inputs=(X,), device="cpu").detach()
+    with pytest.raises(tgo.SettingsError, match="a str holds no model"):
+        tgo.detach("model")
+
+
+def test_offload_on_an_attached_model_replaces_what_was_there() -> None:
+    model = linears()
+    before, wanted = everything_of(model), model(X)
+    first = tgo.offload(model, "90%", inputs=(X,), device="cpu")
+    second = tgo.offload(model, "60%", inputs=(X,), device="cpu")
+    assert second.plan.budget_bytes < first.plan.budget_bytes
+    assert torch.equal(model(X), wanted)
+    assert second.timeline().cycles == 1
+    first.detach()  # does nothing any more
+    assert torch.equal(model(X), wanted)
+    second.detach()
+    assert everything_of(model) == before
+
+
+def test_what_was_attached_stays_if_the_new_plan_fails() -> None:
+    model = linears()
+    wanted = model(X)
+    run = tgo.offload(model, "90%", inputs=(X,), device="cpu")
+    with pytest.raises(tgo.BudgetError):
+        tgo.offload(model, "1B", inputs=(X,), device="cpu")
+    assert torch.equal(model(X), wanted)
+    assert run.timeline().cycles == 1
+    run.detach()
+
+
+def test_hooks_of_others_that_came_after_planning_are_refused_before_anything_moves() -> None:
+    made = case("chain")
+    run = tgo.Executor(made.model, known_plan("chain"), device="cpu")
+    before = everything_of(made.model)
+    vars(made.model.blocks[1])["_hf_hook"] = object()  # the mark that accelerate leaves
+    with pytest.raises(tgo.SettingsError, match=r"blocks\.1 has offloading hooks of accelerate"):
+        run.attach()
+    del made.model.blocks[1]._hf_hook
+    assert everything_of(made.model) == before
+    refuse_foreign_hooks(made.model)
+
+
+class Locking(CpuDevice):
+    """Locks pages, and fails at one of them."""
+
+    def __init__(self, fails_at: int) -> None:
+        super().__init__()
+        self.fails_at, self.locked, self.asked = fails_at, set[int](), 0
+
+    def pin(self, home: Tensor) -> None:
+        self.asked += 1
+        if self.asked == self.fails_at:
+            raise tgo.ExecutionError("no more pages can be locked")
+        if home.nbytes:
+            self.locked.add(home.data_ptr())
+
+    def unpin(self, home: Tensor) -> None:
+        if home.nbytes:
+            self.locked.remove(home.data_ptr())
+
+
+def test_page_locks_are_undone_if_a_later_one_fails() -> None:
+    """Also those of spilled activations."""
+    torch.manual_seed(0)
+    made = Case(Skips(), {"x": torch.randn(8, 16)})
+    spills = [("~down.0/0", "down.1", "down.2", "up.1"), ("~down.1/0", "down.2", "down.3", "up.0")]
+    plan = spilling(plan_of(made, "sequential"), *spills)
+    with torch.no_grad():
+        wanted, before = made(), everything_of(made.model)
+        device = Locking(fails_at=0)
+        with tgo.Executor(made.model, plan, device=device):
+            assert_equal(made(), wanted)
+            count = device.asked
+        assert not device.locked
+        for fails_at in range(1, count + 1):
+            device = Locking(fails_at)
+            with pytest.raises(tgo.ExecutionError, match="no more pages"):
+                tgo.Executor(made.model, plan, device=device).attach()
+            assert not device.locked
+            assert everything_of(made.model) == before
+        assert_equal(made(), wanted)
+
+
+GROWTH = """
+import psutil, torch
+import taskgraph_offload as tgo
+process = psutil.Process()
+model = torch.nn.Sequential(*(torch.nn.Linear(300, 300) for _ in range(600)))  # 206 MiB, in pieces that malloc keeps
+x = torch.randn(1, 300)
+planner = tgo.Planner(model, "50%", inputs=(x,), strategy="layerwise", machine="cpu", blocks=["*"])
+plan = planner.plan()
+before = process.memory_info().rss
+run = tgo.Executor(model, plan, device="cpu", lazy=True).attach()
+print((process.memory_info().rss - before) / plan.trace.weight_bytes)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems' C libraries have no malloc_trim")
+def test_the_memory_that_weights_leave_goes_back_to_the_system() -> None:
+    result = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True)
+    assert float(result.stdout) < 0.3
