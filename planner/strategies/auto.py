@@ -41,7 +41,7 @@ _CUTS = (4, 16, 64)  # a call is cut where a part reads the largest call's bytes
 _MOST_UNITS = 800
 _FINER_MUST_GAIN = 0.002  # of the step: more units mean more hooks and more events
 _CLOSE = 1.002  # times the bound: no rival could do noticeably better
-_RIVALS: tuple[tuple[str, Mapping[str, Any]], ...] = (
+RIVALS: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("keep", {}),
     *(("layerwise", options) for options in layerwise.VARIANTS),
     ("layerwise", {"residents": "spread", "prefetch": 2}),
@@ -64,7 +64,7 @@ def improve(plan: Plan, draft: Callable[[str, Mapping[str, Any]], Plan | None]) 
     best, least = plan, inf
     if plan.settled_seconds <= plan.bound.step_seconds * _CLOSE:
         return plan
-    for strategy, options in _RIVALS:
+    for strategy, options in RIVALS:
         rival = draft(strategy, options)
         if rival is not None and _link_seconds(rival) < best.settled_seconds > rival.settled_seconds:
             least = min(least, _score(best))
