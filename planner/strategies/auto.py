@@ -59,13 +59,13 @@ def schedule(problem: Problem) -> Schedule:
         return _spilling(problem, infeasible.arena_bytes)
 
 
-def improve(plan: Plan, draft: Callable[[str, Mapping[str, Any]], Plan | None]) -> Plan:
+def improve(plan: Plan, rival_plan: Callable[[str, Mapping[str, Any]], Plan | None]) -> Plan:
     """The plan; or, if it is above the bound, a rival that is faster and has a better score, called `auto` too."""
     best, least = plan, inf
     if plan.settled_seconds <= plan.bound.step_seconds * _CLOSE:
         return plan
     for strategy, options in RIVALS:
-        rival = draft(strategy, options)
+        rival = rival_plan(strategy, options)
         if rival is not None and _link_seconds(rival) < best.settled_seconds > rival.settled_seconds:
             least = min(least, _score(best))
             if (its := _score(rival)) < least:
