@@ -20,7 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from taskgraph_offload.planner.auto.rivals import RIVALS
+from taskgraph_offload.planner.strategies.auto import RIVALS
 
 import taskgraph_offload as tgo
 from benchmarks.auto_robustness import losses

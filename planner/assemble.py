@@ -22,22 +22,22 @@ from .strategy import FIXED, Infeasible, Problem, Request, Schedule
 def make_plan(request: Request, budget_bytes: int) -> Plan:
     """Plan within a budget and prove the plan, or raise `BudgetError`."""
     least = bound(request.trace, budget_bytes - request.margin_bytes, request.machine)
-    plan = replace(draft(request, budget_bytes), bound=least)
+    plan = replace(unproved_plan(request, budget_bytes), bound=least)
     improve = strategies.find(request.strategy).improve
     if improve is not None:
-        plan = improve(plan, partial(_draft_of, request, budget_bytes))
+        plan = improve(plan, partial(_rival_plan, request, budget_bytes))
     plan.verify()
     return plan
 
 
-def _draft_of(request: Request, budget_bytes: int, strategy: str, options: Mapping[str, Any]) -> Plan | None:
-    """The draft of another strategy, if it can plan within the budget."""
+def _rival_plan(request: Request, budget_bytes: int, strategy: str, options: Mapping[str, Any]) -> Plan | None:
+    """The plan of another strategy, if it can plan within the budget."""
     with suppress(BudgetError):
-        return draft(replace(request, strategy=strategy, options=options), budget_bytes)
+        return unproved_plan(replace(request, strategy=strategy, options=options), budget_bytes)
     return None
 
 
-def draft(request: Request, budget_bytes: int) -> Plan:
+def unproved_plan(request: Request, budget_bytes: int) -> Plan:
     """A plan that is not yet proved, and without its bound; or `BudgetError`."""
     try:
         schedule, offsets = _fit(request, budget_bytes - request.overhead_bytes)

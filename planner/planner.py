@@ -18,7 +18,7 @@ from taskgraph_offload.nouns.trace import Trace
 from taskgraph_offload.plan.plan import Outlook, Plan, aligned
 
 from . import strategies
-from .assemble import draft, make_plan
+from .assemble import make_plan, unproved_plan
 from .bound.bounds import smallest_budget_without_stall
 from .calibrate import measured_machine, measured_trace, with_seconds_of
 from .compare import Choice, budgets_between, compare, sweep
@@ -184,7 +184,7 @@ class Planner:
         """
         more, step_with = plan.budget_bytes + GIB, strategies.find(self._strategy).step_with
         if step_with is None:
-            with_more = draft(self._request(), more).settled_seconds
+            with_more = unproved_plan(self._request(), more).settled_seconds
         else:
             with_more = step_with(self._request(), more, plan)
         enough = smallest_budget_without_stall(self.trace, self.machine) + self.margin_bytes

@@ -25,7 +25,7 @@ from taskgraph_offload.plan.plan import Bound
 
 from .windows import Cycle, cold_seconds, room_without_stall, steady_pace
 
-Numbers = Sequence[tuple[tuple[str, ...], float, int]]  # of each unit: what it reads, its seconds, its transient bytes
+Units = Sequence[tuple[tuple[str, ...], float, int]]  # of each unit: what it reads, its seconds, its transient bytes
 
 
 def bound(trace: Trace, budget_bytes: int, machine: Machine) -> Bound:
@@ -58,11 +58,11 @@ def smallest_budget_without_stall(trace: Trace, machine: Machine) -> int:
     return max(0, int(-(-room // 1))) + _fixed_bytes(trace)
 
 
-def _steady(trace: Trace, units: Numbers, budget_bytes: int, rate: float) -> float:
+def _steady(trace: Trace, units: Units, budget_bytes: int, rate: float) -> float:
     return steady_pace(_cycle(trace, units, budget_bytes), rate).seconds
 
 
-def _cold(trace: Trace, units: Numbers, budget_bytes: int, rate: float) -> float:
+def _cold(trace: Trace, units: Units, budget_bytes: int, rate: float) -> float:
     seen: set[str] = set()
     fixed = []
     for reads, _, _ in units:
@@ -72,7 +72,7 @@ def _cold(trace: Trace, units: Numbers, budget_bytes: int, rate: float) -> float
     return cold_seconds(_cycle(trace, units, budget_bytes), rate, fixed)
 
 
-def _cycle(trace: Trace, units: Numbers, budget_bytes: int) -> Cycle:
+def _cycle(trace: Trace, units: Units, budget_bytes: int) -> Cycle:
     """The units as numbers. Fixed weights are subtracted from the budget; reads of the same weight are matched."""
     budget = budget_bytes - _fixed_bytes(trace)
     last: dict[str, int] = {}
@@ -94,12 +94,12 @@ def _fixed_bytes(trace: Trace) -> int:
     return sum(trace.weights[name].nbytes for name in trace.fixed if name in trace.readers)
 
 
-def _calls(trace: Trace, machine: Machine) -> Numbers:
+def _calls(trace: Trace, machine: Machine) -> Units:
     transients = least_transients(trace, trace.call_of_piece)
     return [(call.reads, call.cost(machine), least) for call, least in zip(trace.calls, transients, strict=True)]
 
 
-def _pieces(trace: Trace, machine: Machine) -> Numbers:
+def _pieces(trace: Trace, machine: Machine) -> Units:
     pieces = [piece for call in trace.calls for piece in call.pieces]
     transients = least_transients(trace, range(len(pieces)))
     reads = (tuple(dict.fromkeys((*piece.reads, *piece.writes))) for piece in pieces)

@@ -3,7 +3,7 @@
 A strategy's file has one function, `schedule(problem, **options) -> Schedule`. It orders computes and copies and picks
 who stays. It writes no offsets, and never an edge. A file may offer more:
 
-    improve(plan, draft)                     a better plan, made with the drafts of other strategies
+    improve(plan, rival_plan)                a better plan, with the help of other strategies' plans
     step_with(request, budget_bytes, plan)   a quick guess of the step under another budget
     VARIANTS                                 options that are worth a row in every comparison
     DEFAULT = True                           the strategy for whoever names none
@@ -22,7 +22,7 @@ from taskgraph_offload.plan.plan import Plan
 
 from ..strategy import Request, Schedule, accepts, in_words, options_of
 
-Draft: TypeAlias = Callable[[str, Mapping[str, Any]], Plan | None]  # what a strategy would do here, if it can
+RivalPlan: TypeAlias = Callable[[str, Mapping[str, Any]], Plan | None]  # a strategy's plan here, if it can plan
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Strategy:
 
     name: str
     schedule: Callable[..., Schedule]
-    improve: Callable[[Plan, Draft], Plan] | None
+    improve: Callable[[Plan, RivalPlan], Plan] | None
     step_with: Callable[[Request, int, Plan], float] | None
     variants: Sequence[Mapping[str, Any]]
     is_default: bool

@@ -41,7 +41,7 @@ _CUTS = (4, 16, 64)  # a call is cut where a part reads the largest call's bytes
 _MOST_UNITS = 800
 _FINER_MUST_GAIN = 0.002  # of the step: more units mean more hooks and more events
 _CLOSE = 1.002  # times the bound: no rival could do noticeably better
-_RIVALS: tuple[tuple[str, Mapping[str, Any]], ...] = (
+RIVALS: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("keep", {}),
     *(("layerwise", options) for options in layerwise.VARIANTS),
     ("layerwise", {"residents": "spread", "prefetch": 2}),
@@ -59,13 +59,13 @@ def schedule(problem: Problem) -> Schedule:
         return _spilling(problem, infeasible.arena_bytes)
 
 
-def improve(plan: Plan, draft: Callable[[str, Mapping[str, Any]], Plan | None]) -> Plan:
+def improve(plan: Plan, rival_plan: Callable[[str, Mapping[str, Any]], Plan | None]) -> Plan:
     """The plan; or, if it is above the bound, a rival that is faster and has a better score, called `auto` too."""
     best, least = plan, inf
     if plan.settled_seconds <= plan.bound.step_seconds * _CLOSE:
         return plan
-    for strategy, options in _RIVALS:
-        rival = draft(strategy, options)
+    for strategy, options in RIVALS:
+        rival = rival_plan(strategy, options)
         if rival is not None and _link_seconds(rival) < best.settled_seconds > rival.settled_seconds:
             least = min(least, _score(best))
             if (its := _score(rival)) < least:
