@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import random
+import weakref
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from taskgraph_offload.planner.auto.spills import choose, findable, lowest_peak, with_spills
 from taskgraph_offload.planner.bound.bounds import least_transients
+from torch import Tensor
 
 import taskgraph_offload as tgo
+from taskgraph_offload.devices.virtual import VirtualDevice, VirtualLane
 from taskgraph_offload.nouns.graph import print_tasks
 from taskgraph_offload.nouns.trace import INPUT, Activation, Trace
 
 from ..made import lines, plan_of
-from ..running import assert_runs_like, case, known_plan
+from ..running import Case, Skips, assert_equal, assert_runs_like, case, known_plan, spilling
+from ..running import plan_of as plan_of_case
 
 LOW, HIGH = 100, 1000
 
@@ -114,3 +119,52 @@ def test_what_leaves_is_found_when_the_model_runs(name: str, device: str) -> Non
     run = assert_runs_like(made, plan, wanted, device=device)
     assert run.stats.skipped_spills == 0
     assert run.stats.d2h_bytes > 0
+
+
+class Dropping(Skips):
+    """Drops the first activation while the copy that brings it back is under way."""
+
+    drops = False
+
+    def before(self, x: Tensor, skips: list[Tensor]) -> Tensor:
+        if self.drops and len(skips) == 2:
+            skips[0] = torch.zeros(8, 16)
+        return x
+
+
+class NotingLane(VirtualLane):
+    """Notes when an activation is copied back, when its storage goes, and when the compute lane has waited.
+
+    It keeps no reference to what it copies, as a stream of a GPU does not.
+    """
+
+    def copy(self, target: Tensor, source: Tensor, label: object) -> None:
+        super().copy(target, source, label)
+        if self.name == "h2d" and "~" in str(label):
+            NOTES.append("copied back")
+            weakref.finalize(target.untyped_storage(), NOTES.append, "gone")
+
+    def wait(self, event: Any) -> None:
+        super().wait(event)
+        if self.name == "compute":
+            NOTES.append("waited")
+
+
+NOTES: list[str] = []
+
+
+def test_a_storage_lives_until_the_compute_lane_has_waited_for_the_copy_that_fills_it() -> None:
+    """Or its memory is given to somebody else, and the copy overwrites that."""
+    torch.manual_seed(0)
+    made = Case(Dropping(), {"x": torch.randn(8, 16)})
+    plan = spilling(plan_of_case(made, "resident"), ("~down.0/0", "down.1", "down.2", "up.1"))
+    made.model.drops = True
+    device = VirtualDevice()
+    device.lanes = {name: NotingLane(name, device) for name in device.lanes}
+    NOTES.clear()
+    with torch.no_grad():
+        wanted = made()
+        with tgo.Executor(made.model, plan, device=device):
+            assert_equal(made(), wanted)
+    after = NOTES[NOTES.index("copied back") :]
+    assert after.index("waited") < after.index("gone")
