@@ -151,7 +151,7 @@ def as_typed(text: str) -> str:
 TYPED: Mapping[str, str] = {
     r"device='([^']*)'": r"--device \1",
     r"link_bytes_per_second=\S+": "--link",
-    r"(give|pass) inputs=": "give a module:factory that returns (model, inputs), with inputs",
+    r"([Gg]ive|[Pp]ass) inputs=": r"\1 a module:factory that returns (model, inputs), with inputs",
     r"inputs=": "what module:factory returns as inputs",
     r"(blocks|entry)=": r"in --settings, \1: ",
 }

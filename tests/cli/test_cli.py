@@ -453,7 +453,7 @@ def test_a_refusal_is_one_line(refused, command, says):
     [
         (
             "plan toy_models:wrong_inputs --budget 1",
-            "give a module:factory that returns (model, inputs), with inputs that",
+            "Give a module:factory that returns (model, inputs), with inputs that",
         ),
         ("run toy_models:build --budget 50% --device cuda --machine cpu --link 4", "--link"),
     ],
