@@ -280,14 +280,14 @@ class Conductor:
             self._arena.close()
 
     def weight_at(self, address: int) -> tuple[WeightHome, int] | None:
-        """The weight whose seat has this address now, if its home holds the same bytes; and where it begins."""
+        """The weight that has this address on the device now, if its home holds the same bytes; and where it begins."""
         running = self.inside.seated.tensors if self.inside.seated is not None else ()
         for shown in (*running, *self._throughout.returning):
             start = shown.tensor.data_ptr() - shown.offset
             home = self._homes.weights[shown.weight]
             if start <= address < start + home.memory.nbytes:
                 return home, start
-        return None
+        return self._on_demand.weight_at(address)
 
     def _start_over(self) -> None:
         """Whatever comes next is a cold forward."""

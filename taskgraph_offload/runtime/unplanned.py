@@ -25,7 +25,7 @@ from .arena import Arena
 from .homes import Homes, WeightHome
 from .hooks import Inside
 from .needs import Door, Need, Needs, Range, Side
-from .tensors import WeightTensor
+from .tensors import WeightTensor, edited_weights
 
 if TYPE_CHECKING:
     from .conductor import Conductor
@@ -192,6 +192,14 @@ class OnDemand:
             if found is not None and found.place is None:
                 self.beside_bytes -= found.memory.nbytes
 
+    def weight_at(self, address: int) -> tuple[WeightHome, int] | None:
+        """The weight that has this address beside the plan, and where it begins."""
+        for brought in self._brought.values():
+            start = brought.memory.data_ptr()
+            if start <= address < start + brought.memory.nbytes:
+                return brought.home, start
+        return None
+
     def point_home(self) -> None:
         """Point home whatever still shows memory beside the plan: a forward broke off."""
         for shown, address in self._pointed:
@@ -227,6 +235,8 @@ class OnDemand:
 
     def _find(self, home: WeightHome, taken: Sequence[Range]) -> Brought | None:
         """What was brought before, if its bytes are still there, and if nothing that runs now will overwrite them."""
+        if edited_weights(home.tensors):
+            self.forget([home.name])
         found = self._brought.get(home.name)
         if found is None or found.place is None:
             return found

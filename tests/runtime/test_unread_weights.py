@@ -153,6 +153,48 @@ def test_unread_weights_of_a_model_on_another_device_leave_it_too() -> None:
         assert torch.equal(made.model(X, condition=X), edited)
 
 
+@pytest.mark.parametrize("spare", [0, 2**16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_of_unread_weights_are_those_of_the_plain_model(kind: str, spare: int) -> None:
+    torch.manual_seed(0)
+    make, other = KINDS[kind]
+    made = make()
+    plan = budget_with(plan_of(made, "layerwise"), spare)
+    other(made.model).square().sum().backward()
+    wanted = {name: weight.grad for name, weight in made.model.named_parameters()}
+    made.model.zero_grad()
+    with tgo.Executor(made.model, plan, device="cpu"):
+        loss = other(made.model).square().sum()
+        with torch.no_grad():
+            made()
+        loss.backward()
+    for name, weight in made.model.named_parameters():
+        if wanted[name] is None:
+            assert weight.grad is None
+        else:
+            assert torch.equal(weight.grad, wanted[name]), name
+
+
+def test_an_edit_between_two_reads_of_one_forward_is_seen() -> None:
+    class Editing(Conditioned):
+        def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+            if condition is None:
+                return super().forward(x)
+            x = x + self.projection(condition)
+            with torch.no_grad():
+                self.projection.weight.mul_(2)
+            return x + self.projection(condition)
+
+    made = Case(Editing(), {"x": X})
+    before = made.model.projection.weight.detach().clone()
+    plan = plan_of(made)
+    with torch.no_grad():
+        wanted = made.model(X, condition=X)
+        made.model.projection.weight.copy_(before)
+        with tgo.Executor(made.model, plan, device="cpu"):
+            assert torch.equal(made.model(X, condition=X), wanted)
+
+
 def test_checked_refuses_an_operator_that_mixes_a_weight_at_home_with_other_tensors() -> None:
     """A raw read in the code between the blocks, which no module call announces."""
 
