@@ -193,10 +193,10 @@ class OnDemand:
                 self.beside_bytes -= found.memory.nbytes
 
     def weight_at(self, address: int) -> tuple[WeightHome, int] | None:
-        """The weight that has this address beside the plan, and where it begins."""
+        """The weight that a call holds at this address beside the plan, and where it begins."""
         for brought in self._brought.values():
             start = brought.memory.data_ptr()
-            if start <= address < start + brought.memory.nbytes:
+            if brought.held and start <= address < start + brought.memory.nbytes:
                 return brought.home, start
         return None
 

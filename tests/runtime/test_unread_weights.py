@@ -82,6 +82,9 @@ KINDS: dict[str, tuple[Callable[[], Case], Callable[[Any], Tensor]]] = {
 
 
 def budget_with(plan: tgo.Plan, spare: int) -> tgo.Plan:
+    """A plan that leaves some of its budget; for 0 the tight plan itself, so that weights take places in the arena."""
+    if not spare:
+        return plan
     budget = f"{plan.budget_bytes + spare}B"
     return tgo.Planner.for_trace(plan.trace, budget, strategy="sequential", machine="cpu").plan()
 
