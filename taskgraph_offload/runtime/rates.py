@@ -15,6 +15,7 @@ import torch
 
 from ..errors import SettingsError
 from ..nouns.machine import SHARED, Machine
+from ..nouns.progress import report
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +69,14 @@ def _is_integrated(device: torch.device) -> bool:
 
 
 def _measure(name: str, device: torch.device, sizes: _Sizes, clock: _Clock) -> Machine:
+    report("rates measured", 0, 3)
     h2d, d2h, latency = _measure_link(device, sizes.link_bytes, clock)
-    return Machine(
-        name=name,
-        h2d_bytes_per_second=h2d,
-        d2h_bytes_per_second=d2h,
-        latency_seconds=latency,
-        compute_flops=_measure_matmul(device, sizes.matmul_side, clock),
-        memory_bytes_per_second=_measure_memory(device, sizes.memory_bytes, clock),
-    )
+    report("rates measured", 1, 3)
+    flops = _measure_matmul(device, sizes.matmul_side, clock)
+    report("rates measured", 2, 3)
+    memory = _measure_memory(device, sizes.memory_bytes, clock)
+    report("rates measured", 3, 3)
+    return Machine(name, h2d, d2h, latency, flops, memory)
 
 
 def _measure_link(device: torch.device, nbytes: int, clock: _Clock) -> tuple[float, float, float]:
