@@ -61,7 +61,7 @@ class Conductor:
         self._home_reads = HomeReads(homes, self._on_demand, inside)
         self._pointings: dict[Need, Pointing] = {}
         self._peak_of_activations = max(plan.activation_bytes)
-        self._moves = homes.moves
+        self._moves, self._forward = homes.moves, max((door.forward for door in needs.doors.values()), default=0)
         self._start_over()
 
     # The planned path: begin, reach (begin_call, end_call, issue), finish.
@@ -73,8 +73,7 @@ class Conductor:
         self._slots = self._slots_of[min(self._forwards, 2)]
         self._next_call = self._next_slot = self._on_demand.peak_bytes = 0
         self._detours.begin()
-        for door in self._doors.values():
-            door.depth, door.passed = 0, {"enter": 0, "exit": 0}
+        self._forward += 1
         self.inside.thread = get_ident()
         if self._homes.moves != self._moves:
             self._pointings.clear()
@@ -91,6 +90,8 @@ class Conductor:
     def reach(self, module: str, side: Side) -> None:
         """The forward enters or leaves a module."""
         door, running = self._doors[module], self.inside.running
+        if door.forward != self._forward:
+            door.forward, door.depth, door.passed = self._forward, 0, {"enter": 0, "exit": 0}
         door.depth += 1 if side == "enter" else -1
         if self._detours.are_on:
             self._detours.reach(self, door, side)
@@ -221,7 +222,8 @@ class Conductor:
 
     def is_inside(self, module: str) -> bool:
         """Whether a module runs: the forward has entered it more often than left it."""
-        return self._doors[module].depth > 0
+        door = self._doors[module]
+        return door.forward == self._forward and door.depth > 0
 
     @contextmanager
     def serving(self, module: str) -> Iterator[None]:

@@ -71,6 +71,7 @@ class Door:
     starts: Mapping[Side, dict[int, int]]  # for each time that a side is passed: the index of the call that begins
     places: Mapping[Side, list[Need]]  # the calls that ever begin at a side
     block: Need | None = None  # all that its calls ever read, if the module is a block
+    forward: int = 0  # the forward that `depth` and `passed` are of
     depth: int = 0
     passed: dict[Side, int] = field(default_factory=dict)
 
