@@ -61,7 +61,7 @@ class Task:
     @property
     def lane(self) -> Lane:
         """The lane in which the task waits its turn: compute for a call, the link for a copy."""
-        return self.link or "compute"
+        return self.kind
 
     @property
     def is_activation(self) -> bool:
@@ -133,6 +133,7 @@ def tokens(line: str) -> list[str]:
         raise PlanError(f"cannot read the quotes in {line.strip()!r}") from None
 
 
+@dataclass(frozen=True, eq=False)
 class TaskGraph:
     """A plan unrolled over cycles: a directed acyclic graph of tasks, in the order in which the host issues them.
 
@@ -140,8 +141,7 @@ class TaskGraph:
     `call` (the call that it runs or copies for), `cycle`, `task`, `seconds`, `nbytes`. An edge has its `reason`.
     """
 
-    def __init__(self, dag: nx.DiGraph[str]) -> None:
-        self.dag = dag
+    dag: nx.DiGraph[str]
 
     @property
     def nodes(self) -> tuple[str, ...]:

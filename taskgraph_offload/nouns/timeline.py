@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from math import inf
+from operator import attrgetter
 from typing import Literal
 
 from .graph import Lane
@@ -79,7 +80,7 @@ class Timeline:
     @cached_property
     def cycles(self) -> int:
         """How many cycles the timeline covers."""
-        return 1 + max([span.cycle for span in self.spans], default=-1)
+        return 1 + max(map(attrgetter("cycle"), self.spans), default=-1)
 
     def lane(self, lane: Lane, cycle: int | None = None) -> tuple[Span, ...]:
         """The spans of a lane, in order; of one cycle or of all."""
@@ -94,11 +95,11 @@ class Timeline:
             latest = calls if span.lane == "compute" else copies
             latest[span.cycle] = max(span.stop, latest.get(span.cycle, span.stop))
         ends = copies | calls
-        return tuple([ends[cycle] for cycle in range(self.cycles)])
+        return tuple(map(ends.__getitem__, range(self.cycles)))
 
     def window(self, cycle: int) -> Interval:
         """A cycle lasts from the end of the one before it to its own end."""
-        begin = self.ends[cycle - 1] if cycle else min([span.start for span in self.spans])
+        begin = self.ends[cycle - 1] if cycle else min(map(attrgetter("start"), self.spans))
         return begin, self.ends[cycle]
 
     @property

@@ -18,6 +18,8 @@ import json
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import astuple, dataclass, field
 from functools import cached_property
+from itertools import chain, repeat
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -87,12 +89,15 @@ class Call:
     @cached_property
     def reads(self) -> tuple[str, ...]:
         """The weights that the call reads or writes, each once, in the order of first use."""
-        return tuple(dict.fromkeys(name for piece in self.pieces for name in (*piece.reads, *piece.writes)))
+        found: dict[str, None] = {}
+        for piece in self.pieces:
+            found |= dict.fromkeys(piece.reads + piece.writes)
+        return tuple(found)
 
     @cached_property
     def writes(self) -> tuple[str, ...]:
         """The weights that the call changes."""
-        return tuple(dict.fromkeys(name for piece in self.pieces for name in piece.writes))
+        return tuple(dict.fromkeys(chain.from_iterable(map(attrgetter("writes"), self.pieces))))
 
     @property
     def boundary(self) -> Boundary:
@@ -101,7 +106,7 @@ class Call:
 
     @cached_property
     def flops(self) -> int:
-        return sum(piece.flops for piece in self.pieces)
+        return sum(map(attrgetter("flops"), self.pieces))
 
     @cached_property
     def moved_bytes(self) -> int:
@@ -111,11 +116,11 @@ class Call:
     @cached_property
     def transient_bytes(self) -> int:
         """The peak of all activations that exist while the call runs, used by it or not."""
-        return max(piece.transient_bytes for piece in self.pieces)
+        return max(map(attrgetter("transient_bytes"), self.pieces))
 
     def cost(self, machine: Machine) -> float:
         """Seconds of compute on a machine."""
-        return sum(piece.cost(machine) for piece in self.pieces)
+        return sum(map(Piece.cost, self.pieces, repeat(machine)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,30 +160,33 @@ class Trace:
     @cached_property
     def weight_bytes(self) -> int:
         """Bytes of all weights, also of those that the forward never reads."""
-        return sum(weight.nbytes for weight in self.weights.values())
+        return sum(map(attrgetter("nbytes"), self.weights.values()))
 
     @cached_property
     def activation_bytes(self) -> int:
         """The highest peak of activations in the cycle."""
-        return max(call.transient_bytes for call in self.calls)
+        return max(map(attrgetter("transient_bytes"), self.calls))
 
     @cached_property
     def flops(self) -> int:
-        return sum(call.flops for call in self.calls)
+        return sum(map(attrgetter("flops"), self.calls))
 
     @cached_property
     def readers(self) -> Mapping[str, tuple[int, ...]]:
         """For each weight that is read: the indices of the calls that read it, in order."""
-        found: dict[str, list[int]] = {}
+        found: dict[str, tuple[int, ...]] = {}
         for index, call in enumerate(self.calls):
             for name in call.reads:
-                found.setdefault(name, []).append(index)
-        return {name: tuple(calls) for name, calls in found.items()}
+                found[name] = (*found.get(name, ()), index)
+        return found
 
     @cached_property
     def call_of_piece(self) -> tuple[int, ...]:
         """For each piece, counted through all calls: the index of its call."""
-        return tuple(index for index, call in enumerate(self.calls) for _ in call.pieces)
+        found: list[int] = []
+        for index, call in enumerate(self.calls):
+            found += [index] * len(call.pieces)
+        return tuple(found)
 
     @cached_property
     def fingerprint(self) -> str:

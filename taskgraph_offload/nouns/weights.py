@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from torch import Tensor, nn
 
@@ -27,34 +28,38 @@ class Extent:
 
 @dataclass
 class Group:
-    """Names and tensors whose bytes overlap: one weight."""
+    """Names and tensors whose bytes overlap: one weight. `places` are their indices among all of the model."""
 
     space: Hashable
     start: int
     stop: int
-    members: list[tuple[str, Tensor]]
+    places: list[int]
+    members: list[tuple[str, Tensor]] = field(init=False)
     weight: Weight = field(init=False)
 
 
 def group_by_bytes(named: list[tuple[str, Tensor]]) -> list[Group]:
     """Sweep over the bytes from low to high; a tensor that begins inside the group so far belongs to it."""
-    place = {name: index for index, (name, _) in enumerate(named)}
+    extents: list[tuple[int, int, Extent]] = []
+    for place, (_, tensor) in enumerate(named):
+        extent = extent_of(tensor)
+        extents.append((extent.start, place, extent))
     found: list[Group] = []
     open_groups: dict[Hashable, Group] = {}
-    for name, tensor in sorted(named, key=lambda pair: extent_of(pair[1]).start):
-        extent = extent_of(tensor)
-        is_empty = extent.start == extent.stop
-        sweep = id(tensor) if is_empty else extent.space  # a tensor without bytes is a group of its own
+    for start, place, extent in sorted(extents):  # no two places are equal, so extents are never compared
+        is_empty = start == extent.stop
+        sweep = id(named[place][1]) if is_empty else extent.space  # a tensor without bytes is a group of its own
         group = open_groups.get(sweep)
-        if group is None or not (is_empty or extent.start < group.stop):
-            group = open_groups[sweep] = Group(extent.space, extent.start, extent.stop, [])
+        if group is None or not (is_empty or start < group.stop):
+            group = open_groups[sweep] = Group(extent.space, start, extent.stop, [])
             found.append(group)
         group.stop = max(group.stop, extent.stop)
-        group.members.append((name, tensor))
+        group.places.append(place)
     for group in found:
-        group.members.sort(key=lambda member: place[member[0]])
+        group.places.sort()
+        group.members = list(map(named.__getitem__, group.places))
         group.weight = _weight(group)
-    return sorted(found, key=lambda group: place[group.weight.name])
+    return sorted(found, key=attrgetter("places"))
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -68,7 +73,9 @@ def extent_of(tensor: Tensor) -> Extent:
     storage, size = tensor.untyped_storage(), tensor.element_size()
     placeless = tensor.device.type == "meta"
     start = (0 if placeless else storage.data_ptr()) + int(tensor.storage_offset()) * size
-    elements = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    elements = 1
+    for n, step in zip(tensor.shape, tensor.stride(), strict=True):
+        elements += (n - 1) * step
     space: Hashable = ("meta", storage._cdata) if placeless else tensor.device
     return Extent(space, start, start + (elements * size if tensor.numel() else 0))
 
@@ -92,9 +99,9 @@ def check_model(trace: Trace, model: nn.Module) -> None:
 
 
 def _weight(group: Group) -> Weight:
-    (name, first), *others = group.members
-    dtype = str(first.dtype).removeprefix("torch.")
-    return Weight(name, group.stop - group.start, dtype, tuple(first.shape), tuple(other for other, _ in others))
+    (name, *aliases), (tensor, *_) = zip(*group.members, strict=True)
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return Weight(name, group.stop - group.start, dtype, tuple(tensor.shape), tuple(aliases))
 
 
 def _where(name: str, weights: Mapping[str, Weight], place: str) -> str:
