@@ -20,7 +20,7 @@ from taskgraph_offload.planner.capture import capture
 
 import taskgraph_offload as tgo
 from taskgraph_offload.nouns.budget import readable, readable_seconds
-from taskgraph_offload.plan.simulate import SETTLED
+from taskgraph_offload.plan.plan import SETTLED
 from tests.models import FULL_SIZE
 
 MODELS, STEPS = ("flux", "wan", "sdxl", "llama"), 40

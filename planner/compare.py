@@ -10,8 +10,7 @@ from typing import Any, TypeAlias
 from taskgraph_offload.errors import BudgetError, SettingsError
 from taskgraph_offload.nouns.progress import reported
 from taskgraph_offload.nouns.reports import Comparison, Row, Sweep
-from taskgraph_offload.plan.plan import Plan, title_of
-from taskgraph_offload.plan.simulate import SETTLED
+from taskgraph_offload.plan.plan import SETTLED, Plan, title_of
 
 from . import strategies
 from .assemble import make_plan, smallest_budget

@@ -5,7 +5,7 @@ The arena of every draft looks like this:
     |<---- streaming region: a ring ---->|<------ what stays ------>|
     0                                  room                     capacity
 
-`steady_seconds` runs the cycle again and again on plain numbers. It finds the same longest path as `plan.simulate`:
+`steady_seconds` runs the cycle again and again on plain numbers. It finds the same longest path as `Plan.predict`:
 
     h2d      [--copy--][copy]   [--copy--]       a copy waits for the link, and for the unit whose bytes it overwrites
     compute       [--- unit ---][- unit -]       a unit waits for the unit before it, and for its own copies

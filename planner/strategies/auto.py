@@ -23,8 +23,7 @@ from typing import Any
 
 from taskgraph_offload.nouns.machine import Machine
 from taskgraph_offload.nouns.trace import Trace
-from taskgraph_offload.plan.plan import Plan
-from taskgraph_offload.plan.simulate import SETTLED
+from taskgraph_offload.plan.plan import SETTLED, Plan
 
 from ..auto.draft import FASTER_LINK, SLOWER_LINK, Draft, Drafter, score, to_schedule
 from ..auto.search import pace_of, search

@@ -25,8 +25,7 @@ from ..nouns.reports import Comparison, Sweep, clock
 from ..nouns.timeline import Interval, Span, Timeline, clip, length, union
 from ..nouns.trace import Trace
 from ..plan.explain import facts
-from ..plan.plan import Plan
-from ..plan.simulate import SETTLED
+from ..plan.plan import SETTLED, Plan
 from ..runtime.measured import Stats
 from .models import Traced
 from .tables import ABSENT, Column, print_table

@@ -17,6 +17,7 @@ Three kinds of bytes are followed: the arena, activations that live across calls
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -62,7 +63,9 @@ def connect(plan: Plan, cycles: int = 3) -> TaskGraph:
         raise SettingsError(f"a graph has one cycle or more, not {cycles!r}")
     dag: nx.DiGraph[str] = nx.DiGraph()
     steps = unroll(plan, cycles)
-    seconds = {call.name: call.cost(plan.machine) for call in plan.trace.calls}
+    seconds = {}
+    for call in plan.trace.calls:
+        seconds[call.name] = call.cost(plan.machine)
     for step in steps:
         task, nbytes = step.task, plan.task_bytes(step.task)
         dag.add_node(
@@ -83,14 +86,15 @@ def connect(plan: Plan, cycles: int = 3) -> TaskGraph:
 
 def unroll(plan: Plan, cycles: int) -> list[Step]:
     """The serial program over some cycles, each task with a name of its own and the call that it serves."""
-    tasks = [*plan.cold, *plan.steady * (cycles - 1)]
-    cycle_of = [0] * len(plan.cold) + [cycle for cycle in range(1, cycles) for _ in plan.steady]
+    calls = iter(_served_calls(plan, [*plan.cold, *plan.steady * (cycles - 1)]))
     seen: dict[str, int] = {}
     steps: list[Step] = []
-    for cycle, task, call in zip(cycle_of, tasks, _served_calls(plan, tasks), strict=True):
-        name = f"{cycle}/{task.kind} {task.name}" + ("" if task.stop is None else f" [{task.start}:{task.stop}]")
-        seen[name] = seen.get(name, 0) + 1
-        steps.append(Step(name if seen[name] == 1 else f"{name} #{seen[name]}", cycle, task, task.lane, call))
+    for cycle in range(cycles):
+        for task in plan.steady if cycle else plan.cold:
+            name = f"{cycle}/{task.kind} {task.name}" + ("" if task.stop is None else f" [{task.start}:{task.stop}]")
+            seen[name] = seen.get(name, 0) + 1
+            node = name if seen[name] == 1 else f"{name} #{seen[name]}"
+            steps.append(Step(node, cycle, task, task.lane, next(calls)))
     return steps
 
 
@@ -99,7 +103,6 @@ def edges_by_bytes(plan: Plan, steps: list[Step]) -> list[Edge]:
     edges: list[Edge] = []
     spaces: dict[str, ByteMap[_History]] = {}
     touched: dict[Task, list[Access]] = {}
-    lanes = {step.node: step.lane for step in steps}
     for step in steps:
         if step.task not in touched:
             touched[step.task] = accesses(plan, step.task)
@@ -108,15 +111,15 @@ def edges_by_bytes(plan: Plan, steps: list[Step]) -> list[Edge]:
                 spaces[access.space] = ByteMap(_History(), _History.copy)
             space = spaces[access.space]
             if access.writes:
-                for _, _, past in space.replace(access.start, access.stop, _History(step.node)):
+                for _, _, past in space.replace(access.start, access.stop, _History(step)):
                     for before in (past.writer, *past.readers.values()):
-                        if before is not None and lanes[before] != step.lane:
-                            edges.append((before, step.node, "reuse"))
+                        if before is not None and before.lane != step.lane:
+                            edges.append((before.node, step.node, "reuse"))
             else:
                 for past in space.fit(access.start, access.stop):
-                    if past.writer is not None and past.writer != step.node:
-                        edges.append((past.writer, step.node, "data"))
-                    past.readers[step.lane] = step.node
+                    if past.writer is not None and past.writer is not step:
+                        edges.append((past.writer.node, step.node, "data"))
+                    past.readers[step.lane] = step
     return edges
 
 
@@ -162,53 +165,11 @@ def accesses(plan: Plan, task: Task) -> list[Access]:
     return [seat, home] if task.name in plan.written_back else [seat]
 
 
-def activation_bytes(plan: Plan) -> tuple[int, ...]:
-    """For each call: its peak of activations, the higher of both cycles, without those that are surely away.
-
-    An activation is away from the call `before` which it leaves, to the call `after` which it is brought back.
-    """
-    first_piece, peaks = 0, list[int]()
-    away = [_absences(plan, tasks) for tasks in (plan.cold, plan.steady)]
-    for call in plan.trace.calls:
-        lives = [[plan.activations[name] for name in cycle.get(call.name, ())] for cycle in away]
-        peaks.append(
-            max(
-                piece.transient_bytes - sum([life.nbytes for life in gone if life.producer < index < life.until])
-                for index, piece in enumerate(call.pieces, first_piece)
-                for gone in lives
-            )
-            if all(lives)
-            else call.transient_bytes  # in one of the cycles everything is there
-        )
-        first_piece += len(call.pieces)
-    return tuple(peaks)
-
-
-def _absences(plan: Plan, tasks: tuple[Task, ...]) -> dict[str, list[str]]:
-    """For each call of one cycle: the activations that are away all through it."""
-    names = list(plan.calls)
-    since: dict[str, int] = {}
-    found: dict[str, list[str]] = {}
-    for task in tasks:
-        if task.kind == "compute" or not task.is_activation:
-            continue
-        if task.kind == "d2h" and task.before is not None:
-            since[task.name] = names.index(task.before)
-        elif task.kind == "h2d" and task.name in since:
-            start = since.pop(task.name)
-            for name in names[start : names.index(task.after) + 1 if task.after is not None else start]:
-                found.setdefault(name, []).append(task.name)
-    for activation, start in since.items():
-        for name in names[start:]:
-            found.setdefault(name, []).append(activation)
-    return found
-
-
 def _accesses_of_call(plan: Plan, call: Call) -> list[Access]:
     """Seats of what a call reads, neighbours in one bundle joined; then the activations it uses and makes."""
     found: list[Access] = []
     bundle = ""
-    for name in sorted([name for name in call.reads if name in plan.seats], key=plan.seats.__getitem__):
+    for name in sorted(filter(plan.seats.__contains__, call.reads), key=plan.seats.__getitem__):
         start, writes = plan.seats[name], name in call.writes
         stop = start + plan.trace.weights[name].nbytes
         if found and bundle == plan.bundle_of[name] and not writes and not found[-1].writes:
@@ -224,11 +185,13 @@ def _accesses_of_call(plan: Plan, call: Call) -> list[Access]:
 
 def _served_calls(plan: Plan, tasks: list[Task]) -> list[str]:
     """The call that each task is or copies for: the next that reads what comes, the last that used what goes."""
-    calls = [task.name for task in (*tasks, *plan.steady) if task.kind == "compute"]
-    readers: dict[str, list[int]] = {name: [] for name in (*plan.bundles, *plan.activations)}
-    for place, call in enumerate(calls):
-        for name in plan.reads_of[call]:
-            readers[name].append(place)
+    calls: list[str] = []
+    readers: dict[str, list[int]] = defaultdict(list)
+    for task in (*tasks, *plan.steady):
+        if task.kind == "compute":
+            for name in plan.reads_of[task.name]:
+                readers[name].append(len(calls))
+            calls.append(task.name)
     served, place = list[str](), 0  # so many calls are behind
     for task in tasks:
         if task.kind == "compute":
@@ -246,8 +209,8 @@ def _served_calls(plan: Plan, tasks: list[Task]) -> list[str]:
 class _History:
     """What happened to some bytes: who wrote them last, and who has read them since, the latest of each lane."""
 
-    writer: str | None = None
-    readers: dict[Lane, str] = field(default_factory=dict)
+    writer: Step | None = None
+    readers: dict[Lane, Step] = field(default_factory=dict)
 
     def copy(self) -> _History:
         return _History(self.writer, dict(self.readers))

@@ -10,15 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from ..nouns.budget import readable, readable_seconds
 from ..nouns.names import START, printable, spoken
 from ..nouns.timeline import Span, Stall, Timeline, clip, length
-from .simulate import SETTLED
-
-if TYPE_CHECKING:
-    from .plan import Plan
+from .plan import SETTLED, Plan
 
 BUSY = 0.98  # a lane that works for this share of the step bounds it
 CLOSE = 0.002  # of the step: a gap to the bound that is not worth closing

@@ -20,8 +20,7 @@ from ..errors import OffloadError, PlanError
 from ..nouns.machine import Machine
 from ..nouns.trace import Activation, Boundary, Call, Piece, Trace, Weight
 from ..nouns.weights import check_model
-from .plan import Bound, Outlook, Plan
-from .simulate import SETTLED
+from .plan import SETTLED, Bound, Outlook, Plan
 from .text import parse_plan, print_plan
 
 if TYPE_CHECKING:

@@ -1,26 +1,30 @@
 """The plan: what a strategy decided for a trace and a budget. It is decided once, then printed, saved, proved and run.
 
 A plan holds facts only: which weights travel together, the seat of each, and the order of tasks in the cold cycle and
-in a steady one. `connect` derives every edge from these facts, `simulate` every prediction from the edges.
+in a steady one. `connect` derives every edge from these facts, and `Plan.predict` finds the times from the edges.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ..nouns.graph import ACTIVATION, Task, TaskGraph
 from ..nouns.machine import Machine
-from ..nouns.timeline import Timeline
+from ..nouns.timeline import MemoryPoint, Span, Timeline
 from ..nouns.trace import INPUT, Activation, Call, Trace
+from .connect import connect
+from .verify import verify
 
 if TYPE_CHECKING:
     import torch
 
 ALIGNMENT = 512  # bytes: seats begin at multiples of it, as in a GPU's own allocator
+SETTLED = 6  # cycles after which a steady step no longer changes, on every plan that was ever looked at
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,26 +90,37 @@ class Plan:
     @cached_property
     def residents(self) -> tuple[str, ...]:
         """The weights that come once and stay."""
-        return tuple([name for bundle in self.bundles.values() if bundle.resident for name in bundle.weights])
+        found: list[str] = []
+        for bundle in self.bundles.values():
+            if bundle.resident:
+                found += bundle.weights
+        return tuple(found)
 
     @cached_property
     def seats(self) -> Mapping[str, int]:
         """The offset in the arena of each weight that is ever on the device."""
-        return {
-            name: bundle.offset + inner
-            for bundle in self.bundles.values()
-            for name, inner in inner_offsets(bundle.weights, self.trace).items()
-        }
+        found = {}
+        for bundle in self.bundles.values():
+            for name, inner in inner_offsets(bundle.weights, self.trace).items():
+                found[name] = bundle.offset + inner
+        return found
 
     @cached_property
     def sizes(self) -> Mapping[str, int]:
         """The bytes that each bundle spans, the gaps between its weights included."""
-        return {name: span_bytes(bundle.weights, self.trace) for name, bundle in self.bundles.items()}
+        found = {}
+        for name, bundle in self.bundles.items():
+            found[name] = span_bytes(bundle.weights, self.trace)
+        return found
 
     @property
     def streamed_bytes(self) -> int:
         """Bytes copied to the device in a steady cycle."""
-        return sum([self.task_bytes(task) for task in self.steady if task.kind == "h2d"])
+        nbytes = 0
+        for task in self.steady:
+            if task.kind == "h2d":
+                nbytes += self.task_bytes(task)
+        return nbytes
 
     def task_bytes(self, task: Task) -> int:
         """The bytes that a copy moves; 0 for a call."""
@@ -118,55 +133,111 @@ class Plan:
     @cached_property
     def calls(self) -> Mapping[str, Call]:
         """The trace's calls by name."""
-        return {call.name: call for call in self.trace.calls}
+        found = {}
+        for call in self.trace.calls:
+            found[call.name] = call
+        return found
 
     @cached_property
     def bundle_of(self) -> Mapping[str, str]:
         """The bundle that each weight travels in."""
-        return {weight: bundle.name for bundle in self.bundles.values() for weight in bundle.weights}
+        found: dict[str, str] = {}
+        for bundle in self.bundles.values():
+            found |= dict.fromkeys(bundle.weights, bundle.name)
+        return found
 
     @cached_property
     def written_back(self) -> frozenset[str]:
         """The bundles and activations that are ever copied home."""
-        return frozenset([task.name for task in (*self.cold, *self.steady) if task.kind == "d2h"])
+        found = set()
+        for task in (*self.cold, *self.steady):
+            if task.kind == "d2h":
+                found.add(task.name)
+        return frozenset(found)
 
     @cached_property
     def activations(self) -> Mapping[str, Activation]:
         """The trace's activations by the names that tasks use."""
-        return {ACTIVATION + activation.name: activation for activation in self.trace.activations}
+        found = {}
+        for activation in self.trace.activations:
+            found[ACTIVATION + activation.name] = activation
+        return found
 
     @cached_property
     def activations_of(self) -> Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]:
         """For each call: the activations that it uses, and those that it makes."""
-        calls = self.trace.calls
-        if not self.activations:
-            return {call.name: ((), ()) for call in calls}
         where = self.trace.call_of_piece
-        used: dict[str, dict[str, None]] = {call.name: {} for call in calls}
-        made: dict[str, list[str]] = {call.name: [] for call in calls}
+        used: dict[int, dict[str, None]] = defaultdict(dict)
+        made: dict[int, list[str]] = defaultdict(list)
         for name, activation in self.activations.items():
             if activation.producer != INPUT:
-                made[calls[where[activation.producer]].name].append(name)
+                made[where[activation.producer]].append(name)
             for piece in activation.uses:
                 if activation.producer == INPUT or where[piece] != where[activation.producer]:
-                    used[calls[where[piece]].name][name] = None
-        return {call.name: (tuple(used[call.name]), tuple(made[call.name])) for call in calls}
+                    used[where[piece]][name] = None
+        found: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
+        for index, call in enumerate(self.trace.calls):
+            found[call.name] = tuple(used[index]), tuple(made[index])
+        return found
 
     @cached_property
     def reads_of(self) -> Mapping[str, tuple[str, ...]]:
         """For each call: the bundles and the activations that it reads."""
         found, bundle_of = {}, self.bundle_of
         for name, call in self.calls.items():
-            bundles = dict.fromkeys([bundle_of[weight] for weight in call.reads if weight in bundle_of])
+            bundles: dict[str, None] = {}
+            for weight in call.reads:
+                if weight in bundle_of:
+                    bundles[bundle_of[weight]] = None
             found[name] = (*bundles, *self.activations_of[name][0])
         return found
 
     @cached_property
     def activation_bytes(self) -> tuple[int, ...]:
-        """For each call of a steady cycle: the peak of its activations, without those that are away."""
-        from .connect import activation_bytes
+        """For each call: its peak of activations, the higher of both cycles, without those that are surely away."""
+        peaks, first_piece = list[int](), 0
+        cold, steady = self._absences(self.cold), self._absences(self.steady)
+        for call in self.trace.calls:
+            in_cold = self._peak_without(cold.get(call.name, ()), call, first_piece)
+            peaks.append(max(in_cold, self._peak_without(steady.get(call.name, ()), call, first_piece)))
+            first_piece += len(call.pieces)
+        return tuple(peaks)
 
-        return activation_bytes(self)
+    def _absences(self, tasks: tuple[Task, ...]) -> dict[str, list[str]]:
+        """For each call of one cycle: the activations that are away all through it.
+
+        An activation is away from the call `before` which it leaves, to the call `after` which it is brought back.
+        """
+        names = list(self.calls)
+        since: dict[str, int] = {}
+        found: dict[str, list[str]] = defaultdict(list)
+        for task in tasks:
+            if not task.is_activation:
+                continue
+            if task.kind == "d2h" and task.before is not None:
+                since[task.name] = names.index(task.before)
+            elif task.kind == "h2d" and task.name in since:
+                start = since.pop(task.name)
+                for name in names[start : names.index(task.after) + 1 if task.after is not None else start]:
+                    found[name].append(task.name)
+        for activation, start in since.items():
+            for name in names[start:]:
+                found[name].append(activation)
+        return found
+
+    def _peak_without(self, away: Iterable[str], call: Call, first_piece: int) -> int:
+        """The peak of activations in a call whose first piece has this index, without some that are away."""
+        if not away:
+            return call.transient_bytes
+        peaks = []
+        for index, piece in enumerate(call.pieces, first_piece):
+            nbytes = piece.transient_bytes
+            for name in away:
+                life = self.activations[name]
+                if life.producer < index < life.until:
+                    nbytes -= life.nbytes
+            peaks.append(nbytes)
+        return max(peaks)
 
     @property
     def peak_bytes(self) -> int:
@@ -180,28 +251,47 @@ class Plan:
 
     def graph(self, cycles: int = 3) -> TaskGraph:
         """The explicit task graph: one cold cycle, then steady ones."""
-        from .connect import connect
-
         return connect(self, cycles)
 
     @cached_property
     def settled_seconds(self) -> float:
         """The predicted step, after enough cycles that it no longer changes."""
-        from .simulate import SETTLED
-
         return self.predict(SETTLED).step_seconds
 
     def predict(self, cycles: int = 3, machine: Machine | str | None = None) -> Timeline:
-        """The predicted timeline; of the same plan on another machine, if one is given."""
-        from .simulate import simulate
+        """The predicted timeline; of the same plan on another machine, if one is given.
 
+        Each node of the graph starts as soon as all nodes before it have stopped: this is the longest path. The nodes
+        come in the order of issue, in which all edges point forward. Memory is the arena, which is always there, and
+        the activations of the call that runs.
+        """
         plan = self if machine is None else replace(self, machine=Machine.of(machine))
-        return simulate(plan, plan.graph(cycles))
+        dag = connect(plan, cycles).dag
+        peaks = dict(zip(plan.calls, plan.activation_bytes, strict=True))
+        spans: list[Span] = []
+        memory = [MemoryPoint(0.0, plan.arena_bytes)]
+        stops: dict[str, float] = {}
+        for node, data in dag.nodes.items():
+            start, last = 0.0, None
+            for before in dag.pred[node]:
+                if last is None or stops[before] > start:
+                    start, last = stops[before], before
+            stops[node] = stop = start + data["seconds"]
+            name, call, nbytes = data["task"].name, data["call"], data["nbytes"]
+            spans.append(Span(node, name, data["lane"], call, data["cycle"], start, stop, nbytes, last))
+            if data["kind"] == "compute":
+                memory.append(MemoryPoint(start, plan.arena_bytes + peaks[call]))
+        return Timeline(
+            source="predicted",
+            spans=tuple(spans),
+            memory=tuple(memory),
+            budget_bytes=plan.budget_bytes,
+            title=plan.title,
+            bound_seconds=plan.bound.step_seconds,
+        )
 
     def verify(self) -> None:
         """Prove the plan safe, or raise `PlanError` naming what is wrong."""
-        from .verify import verify
-
         verify(self)
 
     def explain(self) -> str:
@@ -235,7 +325,7 @@ def title_of(strategy: str, options: Mapping[str, Any]) -> str:
     >>> title_of("layerwise", {"prefetch": 1})
     'layerwise prefetch=1'
     """
-    return " ".join([strategy, *(f"{key}={value}" for key, value in options.items())])
+    return " ".join([strategy, *map("{}={}".format, options.keys(), options.values())])
 
 
 def inner_offsets(weights: tuple[str, ...], trace: Trace) -> dict[str, int]:
