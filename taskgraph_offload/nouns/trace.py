@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import astuple, dataclass, field
 from functools import cached_property
@@ -116,7 +117,8 @@ class Call:
     @cached_property
     def transient_bytes(self) -> int:
         """The peak of all activations that exist while the call runs, used by it or not."""
-        return max(map(attrgetter("transient_bytes"), self.pieces))
+        peak: int = max(map(attrgetter("transient_bytes"), self.pieces))
+        return peak
 
     def cost(self, machine: Machine) -> float:
         """Seconds of compute on a machine."""
@@ -165,7 +167,8 @@ class Trace:
     @cached_property
     def activation_bytes(self) -> int:
         """The highest peak of activations in the cycle."""
-        return max(map(attrgetter("transient_bytes"), self.calls))
+        peak: int = max(map(attrgetter("transient_bytes"), self.calls))
+        return peak
 
     @cached_property
     def flops(self) -> int:
@@ -174,11 +177,11 @@ class Trace:
     @cached_property
     def readers(self) -> Mapping[str, tuple[int, ...]]:
         """For each weight that is read: the indices of the calls that read it, in order."""
-        found: dict[str, tuple[int, ...]] = {}
+        lists: dict[str, list[int]] = defaultdict(list)
         for index, call in enumerate(self.calls):
             for name in call.reads:
-                found[name] = (*found.get(name, ()), index)
-        return found
+                lists[name].append(index)
+        return dict(zip(lists, map(tuple, lists.values()), strict=True))
 
     @cached_property
     def call_of_piece(self) -> tuple[int, ...]:

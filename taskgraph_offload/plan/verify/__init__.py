@@ -14,16 +14,21 @@ It shares no code with what makes plans. It takes their edges as a claim, and co
 
 from __future__ import annotations
 
-from itertools import pairwise, zip_longest
-from typing import TYPE_CHECKING
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from operator import attrgetter
+from typing import TYPE_CHECKING, TypeAlias
 
 from ...nouns.graph import ACTIVATION, LANES, Task, TaskGraph
 from .program import ALIGNMENT, Order, Program, Step
-from .race import prove_bytes
-from .room import prove_room
 
 if TYPE_CHECKING:
     from ..plan import Bundle, Plan
+
+ARENA = "the arena"
 
 
 def verify(plan: Plan, graph: TaskGraph | None = None) -> None:
@@ -81,12 +86,12 @@ def prove_tasks(program: Program) -> None:
         if fault := _fault_of(program, step.task):
             program.refuse(f"{step}: {fault}", step)
     for cycle, steps in enumerate(program.cycles):
-        computes = [step for step in steps if step.task.kind == "compute"]
-        for call, step in zip_longest(program.calls, computes):
-            if step is None:
-                program.refuse(f"cycle {cycle} ends without the call {call!r}", *steps[-1:])
-            if step.task.name != call:
+        expected = iter(program.calls)
+        for step in steps:
+            if step.task.kind == "compute" and step.task.name != (call := next(expected, None)):
                 program.refuse(f"{step}: the trace has {f'the call {call!r}' if call else 'no call'} here", step)
+        for call in expected:
+            program.refuse(f"cycle {cycle} ends without the call {call!r}", *steps[-1:])
 
 
 def _fault_of(program: Program, task: Task) -> str | None:
@@ -109,16 +114,22 @@ def _fault_of(program: Program, task: Task) -> str | None:
 
 def prove_residency(program: Program) -> None:
     """Residents are never copied again, all other bundles that are read are, and weights that must stay do stay."""
-    plan, steady = program.plan, program.cycles[1]
-    arrivals = {step.task.name: step for step in steady if step.task.kind == "h2d"}
-    departures = {step.task.name for step in steady if step.task.kind == "d2h"}
-    read = {program.seats[weight].bundle for call in plan.trace.calls for weight in call.reads}
+    plan, arrivals, departures = program.plan, dict[str, Step](), set[str]()
+    for step in program.cycles[1]:
+        if step.task.kind == "h2d":
+            arrivals[step.task.name] = step
+        elif step.task.kind == "d2h":
+            departures.add(step.task.name)
+    read, written = set[str](), set[str]()
+    for call in plan.trace.calls:
+        written.update(call.writes)
+        for weight in call.reads:
+            read.add(program.seats[weight].bundle)
     for name, bundle in plan.bundles.items():
         if bundle.resident and name in arrivals:
             program.refuse(f"bundle {name!r} is resident, yet {arrivals[name]} copies it again", bundle, arrivals[name])
         if not bundle.resident and name in read and name not in arrivals:
             program.refuse(f"bundle {name!r} is never copied in a steady cycle: it should be marked resident", bundle)
-    written = {weight for call in plan.trace.calls for weight in call.writes}
     for weight, reason in plan.trace.fixed.items():
         if weight not in program.seats:
             continue  # `prove_bundles` has proved that nobody reads it
@@ -127,22 +138,31 @@ def prove_residency(program: Program) -> None:
             program.refuse(f"weight {weight!r} must stay ({reason}), but bundle {bundle.name!r} does not", bundle)
 
 
+# --- the graph: its nodes are the tasks, and its edges keep the order of each lane and of the gates ------------------
+
+
 def prove_graph(program: Program, graph: TaskGraph) -> Order:
     """The nodes are the steps, each waits for earlier ones only (so there is no circle), and each lane is a FIFO.
 
     On CUDA, waiting for an event that is not recorded yet does nothing. So every edge must lead forward.
     """
     prove_nodes(program, graph)
-    place = {node: index for index, node in enumerate(graph.dag)}
+    place = dict(zip(graph.dag, range(len(program.steps)), strict=True))
     for before, after in graph.dag.edges:
         if place[before] >= place[after]:
             first, second = program.steps[place[before]], program.steps[place[after]]
             program.refuse(f"{second} waits for {first}, which the host issues later", first, second)
-    order = Order([[place[before] for before in graph.dag.predecessors(node)] for node in graph.dag])
+    predecessors: list[list[int]] = []
+    for node in graph.dag:
+        predecessors.append(list(map(place.__getitem__, graph.dag.pred[node])))
+    order = Order(predecessors)
     for lane in LANES:
-        for first, second in pairwise([step for step in program.steps if step.task.lane == lane]):
-            if not order.holds(first, second):
-                program.refuse(f"{second} does not wait for {first}, which is before it in lane {lane}", first, second)
+        last: Step | None = None
+        for step in program.steps:
+            if step.task.lane == lane:
+                if last is not None and not order.holds(last, step):
+                    program.refuse(f"{step} does not wait for {last}, which is before it in lane {lane}", last, step)
+                last = step
     return order
 
 
@@ -173,3 +193,265 @@ def prove_gates(program: Program, order: Order) -> None:
             program.refuse(f"{following[step.task.before]} does not wait for {step}", step, following[step.task.before])
         if step.task.kind == "compute":
             following[step.task.name] = step
+
+
+# --- room: the arena and the activations fit the budget in every call, and no call uses an absent activation ---------
+#
+#     d2h      [--~x--]
+#     compute  [---- a ----][---- b ----][---- c ----]       d2h ~x before compute b, h2d ~x after compute b
+#     h2d                                [--~x--]
+#     away                  [ - - - - - -)
+#
+# An activation leaves room only while it is surely away, in every order in which the lanes may run.
+
+
+@dataclass(frozen=True, slots=True)
+class Absence:
+    """An activation is away from the beginning of the call `since` until the copy `back` is issued, if one is."""
+
+    name: str
+    copy: Step
+    since: Step
+    back: Step | None = None
+
+    def spans(self, step: Step) -> bool:
+        """Whether it lasts through a call, if tasks run in the order of issue."""
+        end = self.back.index if self.back else None
+        return step.cycle == self.since.cycle and self.since.index <= step.index and (end is None or step.index < end)
+
+    def ends_too_early(self, step: Step, order: Order) -> bool:
+        """Whether the copy back, which is issued after a call, may already take memory while that call runs."""
+        return self.spans(step) and self.back is not None and not order.holds(step, self.back)
+
+    def covers(self, step: Step, order: Order) -> bool:
+        """Whether it lasts through a call, in every order in which the lanes may run."""
+        return self.spans(step) and not self.ends_too_early(step, order)
+
+
+def prove_room(program: Program, order: Order) -> None:
+    """In every call of every cycle: the arena, the present activations and the margin fit the budget."""
+    plan, found = program.plan, list(absences(program))
+    for step in program.steps:
+        if step.task.kind != "compute":
+            continue
+        away = []
+        for absence in found:
+            if absence.covers(step, order):
+                away.append(absence.name)
+        activations = activation_peak(program, step, away)
+        nbytes = plan.arena_bytes + activations + plan.margin_bytes
+        if nbytes > plan.budget_bytes:
+            why = f"arena {plan.arena_bytes} + activations {activations} + margin {plan.margin_bytes} = {nbytes}"
+            early = [absence.back for absence in found if absence.back and absence.ends_too_early(step, order)]
+            hint = "".join(f"; {copy} may run before it has ended" for copy in early)
+            program.refuse(f"{step}: {why}, over the budget of {plan.budget_bytes}{hint}", step, *early)
+
+
+def activation_peak(program: Program, step: Step, away: Sequence[str]) -> int:
+    """The peak of activations in a call, without those in `away` that would be alive."""
+    call, peaks = program.calls[step.task.name], list[int]()
+    for index, piece in zip(program.pieces[call.name], call.pieces, strict=True):
+        nbytes = piece.transient_bytes
+        for name in away:
+            life = program.activations[name]
+            if life.producer < index < life.until:
+                nbytes -= life.nbytes
+        peaks.append(nbytes)
+    return max(peaks)
+
+
+def absences(program: Program) -> Iterator[Absence]:
+    """Follow each activation that is ever copied, in each cycle alone: no activation outlives its forward."""
+    copied: dict[str, None] = {}
+    for step in program.steps:
+        if step.task.is_activation:
+            copied[step.task.name] = None
+    for name in copied:
+        for steps in program.cycles:
+            yield from follow(program, name, steps)
+
+
+def follow(program: Program, name: str, steps: Sequence[Step]) -> Iterator[Absence]:
+    """Follow one activation through one cycle: it leaves, no call uses it while it is away, it comes back."""
+    absence: Absence | None = None
+    piece = 0  # the first that is not issued yet
+    for step in steps:
+        if step.task.kind == "compute":
+            piece = program.pieces[step.task.name].stop
+            if absence and absence.since.index <= step.index and name in program.activations_of(step.task.name)[0]:
+                program.refuse(f"{step} uses {name}, which {absence.copy} took away", absence.copy, step)
+        elif step.task.name == name and step.task.kind == "d2h":
+            if absence:
+                program.refuse(f"{step} takes {name}, which {absence.copy} took already", absence.copy, step)
+            absence = Absence(name, step, _call_without(program, step, steps))
+            _prove_alive(program, step, piece)
+            _prove_alive(program, step, program.pieces[absence.since.task.name].start)
+        elif step.task.name == name:
+            if absence is None or step.index < absence.since.index:
+                program.refuse(f"{step} brings {name} back, which has not gone", step)
+            _prove_alive(program, step, piece)
+            yield replace(absence, back=step)
+            absence = None
+    if absence:
+        life = program.activations[name]
+        if life.producer < 0 or life.until >= program.piece_count:
+            program.refuse(f"{absence.copy}: the caller holds {name}, and nothing brings it back", absence.copy)
+        yield absence
+
+
+def _call_without(program: Program, copy: Step, steps: Sequence[Step]) -> Step:
+    """The first call that runs without the activation that leaves."""
+    for step in steps:
+        if step.index > copy.index and step.task.kind == "compute" and step.task.name == copy.task.before:
+            return step
+    program.refuse(f"{copy} names no later call of its cycle before which {copy.task.name} is gone", copy)
+
+
+def _prove_alive(program: Program, copy: Step, piece: int) -> None:
+    """When all pieces before this one are issued, the activation that is copied was made and is still alive."""
+    life = program.activations[copy.task.name]
+    if life.producer >= piece:
+        program.refuse(f"{copy}: no call has made {copy.task.name} yet", copy)
+    if life.until <= piece and life.until < program.piece_count:
+        program.refuse(f"{copy}: {copy.task.name} is dead by then", copy)
+
+
+# --- bytes: no two tasks race, and every task finds what it expects --------------------------------------------------
+#
+# Cut every line of bytes wherever the range of a task begins or ends, and check each segment alone:
+#
+#     tasks        h2d a, h2d b     [------ a ------)[------ b ------)
+#                  h2d c                      [------ c ------)
+#     segments                      [---------|------|--------|------)
+#     who touches                    h2d a     h2d a  h2d b    h2d b
+#                                    compute a h2d c  h2d c    compute b
+#                                              ...
+
+
+@dataclass(frozen=True, slots=True)
+class Touch:
+    """Bytes [start, stop) of a line of bytes that a task reads or writes, and the bundle that it expects there."""
+
+    line: str
+    start: int
+    stop: int
+    writes: bool
+    bundle: str = ""
+
+
+Access: TypeAlias = tuple[Step, Touch]
+
+
+def prove_bytes(program: Program, order: Order) -> None:
+    """Every two accesses of a byte are ordered unless both read, and every read finds the right bytes."""
+    lines: dict[str, list[Access]] = {}
+    touches: dict[Task, list[Touch]] = {}
+    for step in program.steps:
+        if step.task not in touches:
+            touches[step.task] = touches_of(program, step.task)
+        for touch in touches[step.task]:
+            lines.setdefault(touch.line, []).append((step, touch))
+    for line, accesses in lines.items():
+        for start, stop, found in segments(accesses):
+            where = f"bytes [{start}:{stop}] of {line}"
+            prove_ordered(program, order, where, found)
+            if line == ARENA:
+                prove_contents(program, where, start, found)
+
+
+def touches_of(program: Program, task: Task) -> list[Touch]:
+    """What a task reads and writes."""
+    if task.kind == "compute":
+        return _touches_of_call(program, task.name)
+    arrives, home = task.kind == "h2d", f"the home of {task.name}"
+    if task.is_activation:
+        nbytes = program.activations[task.name].nbytes
+        return [Touch(task.name, 0, nbytes, arrives), Touch(home, 0, nbytes, not arrives)]
+    offset = program.plan.bundles[task.name].offset
+    start, stop = task.start, program.sizes[task.name] if task.stop is None else task.stop
+    return [Touch(ARENA, offset + start, offset + stop, arrives, task.name), Touch(home, start, stop, not arrives)]
+
+
+def _touches_of_call(program: Program, call: str) -> list[Touch]:
+    """The weights that a call uses, neighbouring seats of one bundle joined if it uses them alike; then activations."""
+    written = set(program.calls[call].writes)
+    found: list[Touch] = []
+    for seat in sorted(map(program.seats.__getitem__, program.calls[call].reads), key=attrgetter("start")):
+        touch = Touch(ARENA, seat.start, seat.stop, seat.weight in written, seat.bundle)
+        last = found[-1] if found else None
+        if last and (last.stop, last.writes, last.bundle) == (touch.start, touch.writes, touch.bundle):
+            found[-1] = replace(touch, start=last.start)
+        else:
+            found.append(touch)
+    used, made = program.activations_of(call)
+    for name in used:
+        found.append(Touch(name, 0, program.activations[name].nbytes, writes=False))
+    for name in made:
+        found.append(Touch(name, 0, program.activations[name].nbytes, writes=True))
+    return found
+
+
+def segments(accesses: Sequence[Access]) -> Iterator[tuple[int, int, Sequence[Access]]]:
+    """Ranges with the same accesses for all their bytes, in the order of issue; of equal ranges only the last."""
+    places: set[int] = set()
+    for _, touch in accesses:
+        places |= {touch.start, touch.stop}
+    cuts = sorted(places)
+    found: dict[int, list[int]] = defaultdict(list)
+    for number, (_, touch) in enumerate(accesses):
+        for index in range(bisect_left(cuts, touch.start), bisect_left(cuts, touch.stop)):
+            found[index].append(number)
+    alike: dict[tuple[int, ...], int] = {}
+    for index in sorted(found):
+        alike[tuple(found[index])] = index
+    for numbers, index in alike.items():
+        yield cuts[index], cuts[index + 1], list(map(accesses.__getitem__, numbers))
+
+
+def prove_ordered(program: Program, order: Order, where: str, accesses: Sequence[Access]) -> None:
+    """When a write begins, all earlier accesses have ended; when a read begins, all earlier writes have ended."""
+    touched = written = 0  # the bits of tasks, as in `Order`
+    for step, touch in accesses:
+        racing = (touched if touch.writes else written) & ~order.before[step.index]
+        if racing:
+            other = program.steps[racing.bit_length() - 1]
+            program.refuse(f"{other} and {step} race on {where}: no path of edges orders them", other, step)
+        touched |= 1 << step.index
+        if touch.writes:
+            written |= 1 << step.index
+
+
+def prove_contents(program: Program, where: str, place: int, accesses: Sequence[Access]) -> None:
+    """Replay some bytes of the arena: which copy brought them, and which call has changed them since."""
+    brought: Step | None = None
+    changed: Step | None = None
+    for step, touch in accesses:
+        if touch.writes and step.task.kind == "h2d":
+            prove_expendable(program, where, step, brought, changed)
+            brought, changed = step, None
+            continue
+        if brought is None or brought.task.name != touch.bundle:
+            wanted = f"{step} reads {_content(program, touch.bundle, place)} from {where}"
+            if brought is None:
+                program.refuse(f"{wanted}: nothing has brought it", step)
+            program.refuse(f"{wanted}, but {brought} has overwritten them", brought, step)
+        if step.task.kind == "d2h":
+            changed = None
+        elif touch.writes:
+            changed = step
+
+
+def prove_expendable(program: Program, where: str, copy: Step, brought: Step | None, changed: Step | None) -> None:
+    """A copy never overwrites a resident, nor bytes that changed since they were last copied home."""
+    if changed is not None:
+        program.refuse(f"{copy} overwrites {where}, which {changed} changed and no d2h copied home", changed, copy)
+    if brought is not None and brought.task.name != copy.task.name and program.plan.bundles[brought.task.name].resident:
+        program.refuse(f"{copy} overwrites {where}, which {brought} brought to stay: it is resident", brought, copy)
+
+
+def _content(program: Program, bundle: str, place: int) -> str:
+    """What a bundle has at a place of the arena."""
+    for weight in program.plan.bundles[bundle].weights:
+        if program.seats[weight].start <= place < program.seats[weight].stop:
+            return f"weight {weight!r}"
+    return f"the gap between weights of {bundle!r}"

@@ -65,10 +65,22 @@ class Program:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        cycles = (plan.cold, plan.steady, plan.steady)
-        numbered = enumerate((cycle, task) for cycle, tasks in enumerate(cycles) for task in tasks)
-        self.steps = [Step(index, cycle, task) for index, (cycle, task) in numbered]
-        self.cycles = [[step for step in self.steps if step.cycle == cycle] for cycle in range(len(cycles))]
+        self.steps: list[Step] = []
+        self.cycles: list[list[Step]] = []
+        for cycle, tasks in enumerate((plan.cold, plan.steady, plan.steady)):
+            for task in tasks:
+                self.steps.append(Step(len(self.steps), cycle, task))
+            self.cycles.append(self.steps[-len(tasks) :] if tasks else [])
+        self.calls: dict[str, Call] = {}
+        self.pieces: dict[str, range] = {}  # by call: the indices of its pieces, counted through all calls
+        self.piece_count = 0
+        for call in plan.trace.calls:
+            self.calls[call.name] = call
+            self.pieces[call.name] = range(self.piece_count, self.piece_count + len(call.pieces))
+            self.piece_count += len(call.pieces)
+        self.activations: dict[str, Activation] = {}  # by the name that tasks use
+        for activation in plan.trace.activations:
+            self.activations[ACTIVATION + activation.name] = activation
 
     @cached_property
     def seats(self) -> dict[str, Seat]:
@@ -85,45 +97,22 @@ class Program:
     @cached_property
     def sizes(self) -> dict[str, int]:
         """By bundle: the bytes from its first to its last."""
-        stops = {bundle.name: bundle.offset for bundle in self.plan.bundles.values()}
-        for seat in self.seats.values():
-            stops[seat.bundle] = max(stops[seat.bundle], seat.stop)
-        return {name: stop - self.plan.bundles[name].offset for name, stop in stops.items()}
-
-    @cached_property
-    def calls(self) -> dict[str, Call]:
-        return {call.name: call for call in self.plan.trace.calls}
-
-    @cached_property
-    def pieces(self) -> dict[str, range]:
-        """By call: the indices of its pieces, counted through all calls."""
-        found, count = dict[str, range](), 0
-        for name, call in self.calls.items():
-            found[name] = range(count, count + len(call.pieces))
-            count += len(call.pieces)
+        found = {}
+        for name, bundle in self.plan.bundles.items():
+            found[name] = 0
+            for weight in bundle.weights:
+                found[name] = max(found[name], self.seats[weight].stop - bundle.offset)
         return found
 
-    @cached_property
-    def piece_count(self) -> int:
-        return sum(map(len, self.pieces.values()))
-
-    @cached_property
-    def activations(self) -> dict[str, Activation]:
-        """By the name that tasks use."""
-        return {ACTIVATION + activation.name: activation for activation in self.plan.trace.activations}
-
-    def made_by(self, call: str) -> list[str]:
-        """The activations that a call makes."""
-        return [name for name, activation in self.activations.items() if activation.producer in self.pieces[call]]
-
-    def used_by(self, call: str) -> list[str]:
-        """The activations that a call reads and that other calls, or the caller, made."""
-        inside = self.pieces[call]
-        return [
-            name
-            for name, activation in self.activations.items()
-            if activation.producer not in inside and any(piece in inside for piece in activation.uses)
-        ]
+    def activations_of(self, call: str) -> tuple[list[str], list[str]]:
+        """The activations that a call reads and that other calls, or the caller, made; and those that it makes."""
+        used, made, inside = list[str](), list[str](), self.pieces[call]
+        for name, activation in self.activations.items():
+            if activation.producer in inside:
+                made.append(name)
+            elif not set(inside).isdisjoint(activation.uses):
+                used.append(name)
+        return used, made
 
     def refuse(self, why: str, *culprits: Step | Bundle) -> NoReturn:
         """Raise `PlanError`: why, and the plan around the culprits, each marked with an arrow."""
