@@ -54,11 +54,6 @@ class Task:
     before: str | None = None
 
     @property
-    def link(self) -> Link | None:
-        """The link that a copy goes over; None for a call."""
-        return None if self.kind == "compute" else self.kind
-
-    @property
     def lane(self) -> Lane:
         """The lane in which the task waits its turn: compute for a call, the link for a copy."""
         return self.kind
