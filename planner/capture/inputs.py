@@ -29,8 +29,12 @@ class Inputs:
     def converted(self, convert: Convert) -> Inputs:
         """A deep copy. Every tensor, also one inside a cache or a custom object, is converted, each once."""
         tree = (self.args, dict(self.kwargs or {}))
-        memo: dict[int, Any] = {id(tensor): convert(tensor) for tensor in tensors_in(tree)}
-        memo |= {id(one): _cloned(one) for one in everything_below([tree]) if isinstance(one, torch.Generator)}
+        memo: dict[int, Any] = {}
+        for tensor in tensors_in(tree):
+            memo[id(tensor)] = convert(tensor)
+        for thing, _ in everything_below([tree]):
+            if isinstance(thing, torch.Generator):
+                memo[id(thing)] = _cloned(thing)
         with _ConvertCopies(convert):
             args, kwargs = copy.deepcopy(tree, memo)
         return Inputs(args, kwargs)

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -26,7 +27,6 @@ from .untouched import (
     collector_paused,
     fakes_quiet,
     module_to_makes_new_tensors,
-    nothing_compiled,
     same_random_numbers,
     untouched,
 )
@@ -126,7 +126,7 @@ def _run_on_fakes(model: nn.Module, where: WeightMap, inputs: Inputs, entry: str
     recorder = Recorder(fakes.weights_of, replace=fakes.of_arguments)
     try:
         with collector_paused(), fakes_quiet(), untouched(model), fakes.in_place_of_weights(model):
-            _record(model, entry, inputs, fakes.of_input, recorder, fakes.mode)
+            _record(model, entry, inputs, partial(fakes.of, device=fakes.device), recorder, fakes.mode)
     finally:
         assert_no_fakes_left(model)
     return recorder
@@ -167,11 +167,17 @@ def _record(
     given = inputs.converted(converted)
     for tensor in held:
         recorder.hold_input(tensor)
-    with nothing_compiled(), module_to_makes_new_tensors(), boundaries_reported(model, recorder), mode, recorder:
+    with (
+        # Compiled functions (`torch.compile`, flex_attention) run as plain Python: the compiler refuses to work under
+        # a dispatch mode, and remembers the refusal until the process ends.
+        torch.compiler.set_stance("force_eager"),
+        module_to_makes_new_tensors(),
+        boundaries_reported(model, recorder),
+        mode,
+        recorder,
+    ):
         output = (model if entry == "forward" else getattr(model, entry))(*given.args, **(given.kwargs or {}))
-        recorder.show(tensors_in(output))
-    recorder.stop()  # what is alive now, the output and the inputs among it, outlives the forward
-    del output
+        recorder.finish(tensors_in(output))
 
 
 def _symbolic_records(model: nn.Module, where: WeightMap, entry: str, blocks: Sequence[str]) -> list[Record]:
