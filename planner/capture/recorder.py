@@ -219,8 +219,9 @@ def boundaries_reported(model: nn.Module, recorder: Recorder) -> Iterator[None]:
     def reached(side: str, module: nn.Module, *_: Any) -> None:
         if id(module) in names:
             recorder.reach(names[id(module)], side)
-            entered.add(id(module))
-            report(PROGRESS, len(entered), len(names))
+            if side == "enter":
+                entered.add(id(module))
+                report(PROGRESS, len(entered), len(names))
 
     handles = [
         module_hooks.register_module_forward_pre_hook(partial(reached, "enter")),
