@@ -21,6 +21,7 @@ from . import strategies
 from .assemble import make_plan, unproved_plan
 from .bound.bounds import smallest_budget_without_stall
 from .calibrate import measured_machine, measured_trace, with_seconds_of
+from .capture import capture
 from .compare import Choice, budgets_between, compare, sweep
 from .strategy import Request
 
@@ -108,8 +109,6 @@ class Planner:
     @cached_property
     def trace(self) -> Trace:
         """What the model's forward needs; captured when first asked for."""
-        from .capture import capture
-
         return capture(self._model, self._inputs, entry=self._entry, blocks=self._blocks)
 
     @property

@@ -6,8 +6,6 @@ Recognises hooks by the marks that they leave on modules, so neither accelerate 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from torch import nn
 
 from .errors import SettingsError
@@ -38,17 +36,13 @@ def refuse_foreign_hooks(model: nn.Module) -> None:
     taskgraph_offload.errors.SettingsError: Linear has offloading hooks of accelerate, which move its weights. ...
     """
     for name, module in model.named_modules():
-        for what, advice in _foreign_hooks(module):
-            who = f"{type(model).__name__}.{name}".rstrip(".")
-            raise SettingsError(f"{who} has {what}. {advice}")
-
-
-def _foreign_hooks(module: nn.Module) -> Iterator[tuple[str, str]]:
-    """What a module has that moves or converts its weights, and how to remove it."""
-    if "_hf_hook" in vars(module):
-        yield "offloading hooks of accelerate, which move its weights", REMOVE_ACCELERATE
-    hooks = getattr(vars(module).get("_diffusers_hook"), "hooks", None) or {}
-    if any(name in hooks for name in GROUP_OFFLOADING):
-        yield "group offloading hooks of diffusers, which move its weights", REMOVE_GROUP_OFFLOADING
-    if LAYERWISE_CASTING in hooks:
-        yield "a layerwise casting hook of diffusers, which converts its weights", RELOAD_WITHOUT_CASTING
+        hooks = getattr(vars(module).get("_diffusers_hook"), "hooks", None) or {}
+        if "_hf_hook" in vars(module):
+            what, advice = "offloading hooks of accelerate, which move its weights", REMOVE_ACCELERATE
+        elif not set(GROUP_OFFLOADING).isdisjoint(hooks):
+            what, advice = "group offloading hooks of diffusers, which move its weights", REMOVE_GROUP_OFFLOADING
+        elif LAYERWISE_CASTING in hooks:
+            what, advice = "a layerwise casting hook of diffusers, which converts its weights", RELOAD_WITHOUT_CASTING
+        else:
+            continue
+        raise SettingsError(f"{type(model).__name__}.{name}".rstrip(".") + f" has {what}. {advice}")

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from itertools import groupby
 
 from torch import Tensor, nn
 
@@ -77,7 +76,11 @@ def choose_blocks(model: nn.Module, usage: Usage, weights: Mapping[str, Weight])
     In a module that is no block, the search goes on. The smallest modules found, with at most 1/1000 of the bytes
     together, are no blocks: their weights stay resident. The root is a block only if nothing else is.
     """
-    return _Chooser(model, usage, weights).choose()
+    chooser = _Chooser(model, usage, weights)
+    sizes: dict[str, int] = {}
+    for name in _outermost(list(dict.fromkeys(chooser.walk("", model, False))), usage):
+        sizes[name] = chooser.bytes_of(usage.inside[name])
+    return _without_the_smallest(sizes, chooser.total * LEFT_OUT) or ([""] if "" in usage.own else [])
 
 
 def match_blocks(patterns: Sequence[str], usage: Usage) -> list[str]:
@@ -92,29 +95,25 @@ def match_blocks(patterns: Sequence[str], usage: Usage) -> list[str]:
     return _outermost([name for name in called if any(fnmatchcase(name, pattern) for pattern in patterns)], usage)
 
 
-@dataclass
 class _Chooser:
-    model: nn.Module
-    usage: Usage
-    weights: Mapping[str, Weight]
+    """The search of `choose_blocks`."""
 
-    def choose(self) -> list[str]:
-        self.names = {id(module): name for name, module in self.model.named_modules()}
-        self.total = max(self._bytes(self.usage.inside.get("", set())), 1)
-        found = _outermost(list(dict.fromkeys(self._walk("", self.model, False))), self.usage)
-        sizes = {name: self._bytes(self.usage.inside[name]) for name in found}
-        kept = [name for name in found if sizes[name] > _largest_left_out(sizes, self.total * LEFT_OUT)]
-        return kept or ([""] if "" in self.usage.own else [])
+    def __init__(self, model: nn.Module, usage: Usage, weights: Mapping[str, Weight]) -> None:
+        self.usage, self.weights = usage, weights
+        self.total = max(self.bytes_of(usage.inside.get("", set())), 1)
+        self._names: dict[int, str] = {}
+        for name, module in model.named_modules():
+            self._names[id(module)] = name
 
-    def _walk(self, name: str, module: nn.Module, is_list_item: bool) -> Iterator[str]:
+    def walk(self, name: str, module: nn.Module, is_list_item: bool) -> Iterator[str]:
         if name and self.usage.inside.get(name) and self._stays_whole(name, module, is_list_item):
             yield name
             return
         for child in module.children():
-            yield from self._walk(self.names[id(child)], child, isinstance(module, LISTS))
+            yield from self.walk(self._names[id(child)], child, isinstance(module, LISTS))
 
     def _stays_whole(self, name: str, module: nn.Module, is_list_item: bool) -> bool:
-        inside, own = self._bytes(self.usage.inside[name]), self._bytes(self.usage.own.get(name, set()))
+        inside, own = self.bytes_of(self.usage.inside[name]), self.bytes_of(self.usage.own.get(name, set()))
         if own * 2 >= inside or not self._is_composite(module):
             return True
         if is_list_item:
@@ -123,7 +122,7 @@ class _Chooser:
         return inside <= self.total * limit and not self._holds_list(module, alike=1)
 
     def _uses_weights(self, module: nn.Module) -> bool:
-        return bool(self.usage.inside.get(self.names[id(module)]))
+        return bool(self.usage.inside.get(self._names[id(module)]))
 
     def _is_composite(self, module: nn.Module) -> bool:
         return any(self._uses_weights(below) for below in module.modules() if below is not module)
@@ -137,8 +136,12 @@ class _Chooser:
                     return True
         return False
 
-    def _bytes(self, names: set[str]) -> int:
-        return sum(self.weights[name].nbytes for name in names)
+    def bytes_of(self, names: Iterable[str]) -> int:
+        """The bytes of some weights."""
+        total = 0
+        for name in names:
+            total += self.weights[name].nbytes
+        return total
 
 
 def add_unread(records: Sequence[Record], blocks: Collection[str], weights: Iterable[Weight]) -> None:
@@ -176,44 +179,48 @@ class Region:
     block: str | None
     boundary: Boundary
     records: list[int] = field(default_factory=list)
+    works: bool = False  # whether one of the records does anything
 
 
 @dataclass(frozen=True)
 class Folded:
-    """The calls of a forward, and for each record the index of its piece."""
+    """The calls of a forward, for each piece the index of its call, and for each record the index of its piece."""
 
     calls: tuple[Call, ...]
-    piece_of_record: tuple[int, ...]
+    call_of_piece: list[int]
+    piece_of_record: list[int]
 
 
 def fold(records: Sequence[Record], blocks: Sequence[str]) -> Folded:
     """Fold records into calls: one for each time that a block runs, and one for what runs between two."""
     calls: list[Call] = []
     names: list[str] = []
-    parts_of_pieces: list[list[int]] = []
+    call_of_piece: list[int] = []
+    piece_of_record = [0] * len(records)
     for region in _kept(list(_regions(records, set(blocks))), records):
-        parts = _parts(region, records) if region.block is not None else [region.records]
-        boundaries = [region.boundary] + [records[part[0]].boundary for part in parts[1:]]
-        pieces = tuple(_piece(place, [records[i] for i in part]) for place, part in zip(boundaries, parts, strict=True))
+        pieces: list[Piece] = []
+        for part in _parts(region, records):
+            for index in part:
+                piece_of_record[index] = len(call_of_piece)
+            pieces.append(_piece(records[part[0]].boundary if pieces else region.boundary, part, records))
+            call_of_piece.append(len(calls))
         names.append(_name(region, names))
-        calls.append(Call(names[-1], region.block, pieces))
-        parts_of_pieces += parts
-    piece_of = {record: piece for piece, part in enumerate(parts_of_pieces) for record in part}
-    return Folded(tuple(calls), tuple(piece_of[i] for i in range(len(records))))
+        calls.append(Call(names[-1], region.block, tuple(pieces)))
+    return Folded(tuple(calls), call_of_piece, piece_of_record)
 
 
 def lasting(folded: Folded, lifetimes: Sequence[Lifetime]) -> tuple[Activation, ...]:
     """The activations that live across calls, in the order in which they were made."""
-    call_of = [i for i, call in enumerate(folded.calls) for _ in call.pieces]
+    call_of, piece_of = folded.call_of_piece, folded.piece_of_record
     made: Counter[str] = Counter()
     found = []
     for lifetime in lifetimes:
-        producer = INPUT if lifetime.producer == INPUT else folded.piece_of_record[lifetime.producer]
-        until = len(call_of) if lifetime.end is None else folded.piece_of_record[lifetime.end] + 1
+        producer = INPUT if lifetime.producer == INPUT else piece_of[lifetime.producer]
+        until = len(call_of) if lifetime.end is None else piece_of[lifetime.end] + 1
         if not lifetime.nbytes or (producer != INPUT and call_of[producer] == call_of[until - 1]):
             continue
         maker = "input" if producer == INPUT else folded.calls[call_of[producer]].name
-        uses = tuple(sorted({folded.piece_of_record[use] for use in lifetime.uses}))
+        uses = tuple(sorted(set(map(piece_of.__getitem__, lifetime.uses))))
         found.append(Activation(f"{maker}/{made[maker]}", lifetime.nbytes, producer, uses, until))
         made[maker] += 1
     return tuple(found)
@@ -221,10 +228,13 @@ def lasting(folded: Folded, lifetimes: Sequence[Lifetime]) -> tuple[Activation, 
 
 def always_resident(calls: Sequence[Call]) -> dict[str, str]:
     """The weights that cannot stream, and why."""
-    between = dict.fromkeys(
-        (name for call in calls if call.block is None for name in call.reads), "read between blocks"
-    )
-    return between | dict.fromkeys((name for call in calls for name in call.writes), "changed by the forward")
+    between: dict[str, str] = {}
+    changed: dict[str, str] = {}
+    for call in calls:
+        if call.block is None:
+            between.update(dict.fromkeys(call.reads, "read between blocks"))
+        changed.update(dict.fromkeys(call.writes, "changed by the forward"))
+    return between | changed
 
 
 def _regions(records: Sequence[Record], blocks: set[str]) -> Iterator[Region]:
@@ -240,6 +250,7 @@ def _regions(records: Sequence[Record], blocks: set[str]) -> Iterator[Region]:
                 yield region
                 region = Region(None, place)
         region.records.append(index)
+        region.works = region.works or record.works
     yield region
 
 
@@ -248,8 +259,7 @@ def _kept(regions: Sequence[Region], records: Sequence[Record]) -> list[Region]:
     kept: list[Region] = []
     waiting: list[int] = []
     for region in regions:
-        idle = region.block is None and not any(records[i].works for i in region.records)
-        if not idle:
+        if region.block is not None or region.works:
             region.records[:0] = waiting
             waiting = []
             kept.append(region)
@@ -261,7 +271,9 @@ def _kept(regions: Sequence[Region], records: Sequence[Record]) -> list[Region]:
 
 
 def _parts(region: Region, records: Sequence[Record]) -> list[list[int]]:
-    """Cut a region before each record that uses weights, unless nothing has run since the last cut."""
+    """Cut a block's call before each record that uses weights, unless nothing has run since the last cut."""
+    if region.block is None:
+        return [region.records]
     parts: list[list[int]] = []
     busy = False  # whether the part so far has done anything
     for index in region.records:
@@ -273,15 +285,25 @@ def _parts(region: Region, records: Sequence[Record]) -> list[list[int]]:
     return parts
 
 
-def _piece(boundary: Boundary, part: Sequence[Record]) -> Piece:
+def _piece(boundary: Boundary, part: Sequence[int], records: Sequence[Record]) -> Piece:
+    """All records of a part together."""
+    whole = Record(boundary)
+    for index in part:
+        record = records[index]
+        whole.reads |= record.reads
+        whole.writes |= record.writes
+        whole.flops += record.flops
+        whole.flop_bytes += record.flop_bytes
+        whole.other_bytes += record.other_bytes
+        whole.peak_bytes = max(whole.peak_bytes, record.peak_bytes)
     return Piece(
         boundary,
-        reads=tuple(dict.fromkeys(name for record in part for name in record.reads)),
-        writes=tuple(dict.fromkeys(name for record in part for name in record.writes)),
-        flops=sum(record.flops for record in part),
-        flop_bytes=sum(record.flop_bytes for record in part),
-        other_bytes=sum(record.other_bytes for record in part),
-        transient_bytes=max(record.peak_bytes for record in part),
+        tuple(whole.reads),
+        tuple(whole.writes),
+        flops=whole.flops,
+        flop_bytes=whole.flop_bytes,
+        other_bytes=whole.other_bytes,
+        transient_bytes=whole.peak_bytes,
     )
 
 
@@ -309,12 +331,12 @@ def _outermost(found: Sequence[str], usage: Usage) -> list[str]:
     return [name for name in found if not (usage.called_within.get(name, set()) - {name}) & set(found)]
 
 
-def _largest_left_out(sizes: Mapping[str, int], allowance: float) -> int:
-    """The largest size up to which all modules together stay within the allowance."""
+def _without_the_smallest(sizes: Mapping[str, int], allowance: float) -> list[str]:
+    """The modules without the smallest ones: all up to that size together stay within the allowance."""
     together, limit = 0, 0
-    for size, same in groupby(sorted(sizes.values())):
-        together += size * len(list(same))
+    for size, count in sorted(Counter(sizes.values()).items()):
+        together += size * count
         if together > allowance:
             break
         limit = size
-    return limit
+    return [name for name in sizes if sizes[name] > limit]

@@ -1,27 +1,24 @@
-"""What cannot be traced, and what to do about it.
-
-Checks a model before anything is touched, and explains why a forward failed. Never runs or changes anything.
-"""
+"""Why a forward that was traced failed, and what to do about it. Never runs or changes anything."""
 
 from __future__ import annotations
 
 import dis
 import re
 import traceback
-from collections.abc import Collection
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch._subclasses import fake_tensor
 
-from taskgraph_offload.errors import SettingsError, TraceError, shown
-from taskgraph_offload.foreign import refuse_foreign_hooks
+from taskgraph_offload.errors import TraceError
 
-from .inputs import Inputs
 from .recorder import tensors_in
 from .weights import MixedDtypesError, WeightMap
+
+if TYPE_CHECKING:
+    from .tracing import Inputs
 
 NEEDS_REAL_DATA = {  # by name: not every torch has all of them
     *("DataDependentOutputException", "DynamicOutputShapeException", "UnsupportedFakeTensorException"),
@@ -50,48 +47,6 @@ COMPILED = (
 )
 HOOK = "A hook that {library} put on the model failed. The model must run as it is, or without the hook."
 NOT_THE_INPUTS = "The model's own code raised this error. The model must run by itself before it can be planned."
-
-
-def check_model(model: Any, entry: Any) -> None:
-    """Raise if the model is no module, has no such method, or keeps its weights where a trace cannot replace them."""
-    if isinstance(model, str):
-        raise SettingsError(
-            f"{shown(model)} is a text, not a model: load the model first, as in "
-            f"transformers.AutoModel.from_pretrained({shown(model)}), and give what that returns"
-        )
-    if not isinstance(model, nn.Module):
-        raise SettingsError(f"only a torch.nn.Module can be traced, not a {type(model).__name__}")
-    if not isinstance(entry, str) or not callable(getattr(model, entry, None)):
-        raise SettingsError(f"entry={entry!r}: {type(model).__name__} has no such method")
-    for name, module in model.named_modules():
-        _check_module(f"{type(model).__name__}.{name}".rstrip("."), module)
-    refuse_foreign_hooks(model)
-
-
-def _check_module(who: str, module: nn.Module) -> None:
-    if isinstance(module, torch.jit.ScriptModule):
-        raise TraceError(
-            f"{who} is a torch.jit.ScriptModule, which keeps its weights in C++, out of reach; "
-            "give the module that it was scripted or traced from"
-        )
-    wrappers = [*vars(module).values(), *module._forward_pre_hooks.values()]
-    if any(getattr(type(wrapper), "is_offloading", False) is True for wrapper in wrappers):
-        raise SettingsError(
-            f"{who} is attached to an Executor, so it cannot be traced: "
-            "detach the executor (or leave its `with` block) first"
-        )
-
-
-def check_patterns(patterns: Any) -> None:
-    """Raise if `blocks=` is not a list of name patterns."""
-    if isinstance(patterns, str) or not isinstance(patterns, Collection):
-        example = patterns if isinstance(patterns, str) else "layers.*"
-        raise SettingsError(f"blocks={patterns!r}: give a list of name patterns, as in blocks=[{example!r}]")
-    if not patterns:
-        raise SettingsError("blocks=[] names no module; give name patterns, as in blocks=['layers.*'], or leave it out")
-    for pattern in patterns:
-        if not isinstance(pattern, str):
-            raise SettingsError(f"blocks= holds {pattern!r}; give name patterns only, as in blocks=['layers.*']")
 
 
 def may_succeed_for_real(error: BaseException) -> bool:

@@ -113,18 +113,20 @@ class Recorder(TorchDispatchMode):
         if boundary != ROOT:
             self.records.append(Record(boundary, peak_bytes=self._live_bytes))
 
-    def stop(self) -> None:
-        """End the forward. What is alive now outlives it."""
-        self._live.clear()
-
     def hold_input(self, tensor: Tensor) -> None:
         """Count a tensor that the caller hands in, and keeps."""
         if not self.weights_of(tensor):
             self._lifetime_of(tensor, INPUT)
 
-    def show(self, tensors: Iterable[Tensor]) -> None:
+    def finish(self, outputs: Iterable[Tensor]) -> None:
+        """End the forward. What is alive now, the outputs and the inputs among it, outlives it."""
+        self._show(outputs)
+        self._live.clear()
+
+    def _show(self, tensors: Iterable[Tensor]) -> None:
         """Count weights as read if the code learns where their bytes are, and may read them later."""
-        self.records[-1].reads.update(dict.fromkeys(name for tensor in tensors for name in self.weights_of(tensor)))
+        for tensor in tensors:
+            self.records[-1].reads.update(dict.fromkeys(self.weights_of(tensor)))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -146,7 +148,7 @@ class Recorder(TorchDispatchMode):
         return out
 
     def _announce_writes(self, func: Any, args: Any, kwargs: Any) -> None:
-        for tensor in tensors_written_by(func, args, kwargs):
+        for tensor in touches_of(func, args, kwargs).writes:
             lifetime, _ = self._live.get(storage_key(tensor), (None, None))
             if self.before_write is not None and (lifetime is None or lifetime.producer == INPUT):
                 self.before_write(tensor)
@@ -154,10 +156,11 @@ class Recorder(TorchDispatchMode):
     def _note(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         record, effect = self.records[-1], effect_of(func, args, kwargs, out)
         record.started = True
-        for tensors, weights in ((effect.reads, record.reads), (effect.writes, record.writes)):
-            for tensor in tensors:
-                self._note_use(tensor, weights)
-        self.show(effect.shows)
+        for tensor in effect.reads:
+            self._note_use(tensor, record.reads)
+        for tensor in effect.writes:
+            self._note_use(tensor, record.writes)
+        self._show(effect.shows)
         given = set() if func is aten.lift_fresh.default else set(map(storage_key, tensors_in((args, kwargs))))
         for tensor in tensors_in(out):
             if not self.weights_of(tensor):  # a view of what nobody made in the forward was there before it
@@ -187,16 +190,11 @@ class Recorder(TorchDispatchMode):
             lifetime = Lifetime(storage.nbytes(), producer)
             self._live[key] = (lifetime, weakref.ref(storage, partial(self._end, key)))
             self.lifetimes.append(lifetime)
-            self._count(lifetime)
-        return self._live[key][0]
-
-    def _count(self, lifetime: Lifetime) -> None:
-        """Add a new lifetime to the peak. What was there before the forward counts in all records so far."""
-        self._live_bytes += lifetime.nbytes
-        if lifetime.producer == INPUT:
-            for record in self.records:
+            self._live_bytes += lifetime.nbytes
+            for record in self.records if producer == INPUT else ():  # it was there before the forward
                 record.peak_bytes += lifetime.nbytes
-        self.records[-1].peak_bytes = max(self.records[-1].peak_bytes, self._live_bytes)
+            self.records[-1].peak_bytes = max(self.records[-1].peak_bytes, self._live_bytes)
+        return self._live[key][0]
 
     def _end(self, key: int, _: Any) -> None:
         """End a lifetime. If no operator has run since the last boundary, it ended before that boundary."""
@@ -213,22 +211,21 @@ def boundaries_reported(model: nn.Module, recorder: Recorder) -> Iterator[None]:
 
     Reports as progress how many modules have been entered at least once.
     """
-    names = {id(module): name for name, module in model.named_modules()}
+    names: dict[int, str] = {}
+    for name, module in model.named_modules():
+        names[id(module)] = name
     entered = set[int]()
 
-    def enter(module: nn.Module, args: Any) -> None:
+    def reached(side: str, module: nn.Module, *_: Any) -> None:
         if id(module) in names:
-            recorder.reach(names[id(module)], "enter")
-            entered.add(id(module))
-            report(PROGRESS, len(entered), len(names))
-
-    def leave(module: nn.Module, args: Any, output: Any) -> None:
-        if id(module) in names:
-            recorder.reach(names[id(module)], "exit")
+            recorder.reach(names[id(module)], side)
+            if side == "enter":
+                entered.add(id(module))
+                report(PROGRESS, len(entered), len(names))
 
     handles = [
-        module_hooks.register_module_forward_pre_hook(enter),
-        module_hooks.register_module_forward_hook(leave, always_call=True),
+        module_hooks.register_module_forward_pre_hook(partial(reached, "enter")),
+        module_hooks.register_module_forward_hook(partial(reached, "exit"), always_call=True),
     ]
     try:
         yield
@@ -246,41 +243,67 @@ class Effect:
     But the bytes must be at their place when the view is made.
     """
 
-    reads: tuple[Tensor, ...] = ()
-    shows: tuple[Tensor, ...] = ()
-    writes: tuple[Tensor, ...] = ()
+    reads: Sequence[Tensor] = ()
+    shows: Sequence[Tensor] = ()
+    writes: Sequence[Tensor] = ()
     flops: int = 0
     moved_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Touch:
-    """One tensor argument of an operator, and what the operator does to its data."""
+@dataclass
+class Touches:
+    """The tensors that an operator is given, those of which it reads data, and those that it changes."""
 
-    tensor: Tensor
-    read: bool
-    written: bool
+    given: list[Tensor] = field(default_factory=list)
+    reads: list[Tensor] = field(default_factory=list)
+    writes: list[Tensor] = field(default_factory=list)
 
 
 def effect_of(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> Effect:
     """The effect of `out = func(*args, **kwargs)`."""
-    name, touches, outputs = operator_name(func), _touches(func, args, kwargs), tensors_in(out)
-    known = {storage_key(touch.tensor) for touch in touches}
-    fresh = [tensor for tensor in outputs if storage_key(tensor) not in known]
-    writes = tuple(touch.tensor for touch in touches if touch.written)
+    name, touches, outputs = operator_name(func), touches_of(func, args, kwargs), tensors_in(out)
+    known = set(map(storage_key, touches.given))
+    fresh = []
+    for tensor in outputs:
+        if storage_key(tensor) not in known:
+            fresh.append(tensor)
+    reads, writes = touches.reads, touches.writes
     if name == "device" or name.startswith(("new_", "sym_", "is_", "empty")) or name.endswith("_like"):
         return Effect(writes=writes, moved_bytes=0 if "empty" in name else _sum_bytes(fresh))  # asks for the shape only
     if outputs and not writes and (not fresh or name == "lift_fresh"):
-        return Effect(shows=tuple(touch.tensor for touch in touches))
-    reads = tuple(touch.tensor for touch in touches if touch.read)
+        return Effect(shows=touches.given)
     formula = FLOP_FORMULAS.get(getattr(func, "_overloadpacket", None))
     flops = 0 if formula is None else int(formula(*args, **kwargs, out_val=out))
-    return Effect(reads, (), writes, flops, _moved_bytes(name, reads, writes, fresh))
+    if name in GATHERS:
+        moved_bytes = 2 * _sum_bytes(fresh) + _sum_bytes(reads[1:])
+    elif name in SCATTERS:
+        moved_bytes = 2 * _sum_bytes(reads[1:])
+    else:
+        moved_bytes = _sum_bytes([*reads, *writes, *fresh])
+    return Effect(reads, (), writes, flops, moved_bytes)
 
 
-def tensors_written_by(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
-    """The tensors that an operator is about to change."""
-    return [touch.tensor for touch in _touches(func, args, kwargs) if touch.written]
+def touches_of(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Touches:
+    """What an operator does to its tensor arguments, by its schema."""
+    schema, touches = getattr(func, "_schema", None), Touches()
+    if schema is None:  # a higher-order operator: assume that it only reads
+        touches.given = touches.reads = tensors_in((args, dict(kwargs)))
+        return touches
+    given = dict(kwargs)
+    for argument, value in zip(schema.arguments, args, strict=False):
+        given[argument.name] = value
+    overwrites = operator_name(func) in OVERWRITES
+    silently_written = RUNNING_STATISTICS if given.get("training") is True else ()
+    for argument in schema.arguments:
+        if argument.name in given:
+            tensors = tensors_in(given[argument.name])
+            declared = argument.alias_info is not None and argument.alias_info.is_write
+            touches.given += tensors
+            if not declared or not (overwrites or argument.kwarg_only):  # a keyword-only one is written as `out=`
+                touches.reads += tensors
+            if declared or argument.name in silently_written:
+                touches.writes += tensors
+    return touches
 
 
 def is_composite(func: Any) -> bool:
@@ -310,40 +333,12 @@ def storage_key(tensor: Tensor) -> int:
 
 def tensors_in(tree: Any) -> list[Tensor]:
     """All tensors in nested tuples, lists and dicts."""
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
-def _touches(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Touch]:
-    schema = getattr(func, "_schema", None)
-    if schema is None:  # a higher-order operator: assume that it only reads
-        return [Touch(tensor, read=True, written=False) for tensor in tensors_in((args, dict(kwargs)))]
-    given = dict(kwargs)
-    for argument, value in zip(schema.arguments, args, strict=False):
-        given[argument.name] = value
-    overwrites = operator_name(func) in OVERWRITES
-    silently_written = RUNNING_STATISTICS if given.get("training") is True else ()
-    touches = []
-    for argument in schema.arguments:
-        if argument.name in given:
-            declared = argument.alias_info is not None and argument.alias_info.is_write
-            written = declared or argument.name in silently_written
-            read = not declared or not (overwrites or argument.kwarg_only)  # a keyword-only one is written as `out=`
-            touches += [Touch(tensor, read, written) for tensor in tensors_in(given[argument.name])]
-    return touches
-
-
-def _moved_bytes(name: str, reads: Sequence[Tensor], writes: Sequence[Tensor], fresh: Sequence[Tensor]) -> int:
-    if name in GATHERS:
-        return 2 * _sum_bytes(fresh) + _sum_bytes(reads[1:])
-    if name in SCATTERS:
-        return 2 * _sum_bytes(reads[1:])
-    return _sum_bytes(reads) + _sum_bytes(writes) + _sum_bytes(fresh)
+    return list(filter(torch.is_tensor, tree_leaves(tree)))
 
 
 def _sum_bytes(tensors: Sequence[Tensor]) -> int:
-    return sum(_moved(tensor) for tensor in tensors)
-
-
-def _moved(tensor: Tensor) -> int:
-    storage, nbytes = storage_of(tensor), tensor.numel() * tensor.element_size()
-    return nbytes if storage is None else min(nbytes, storage.nbytes())  # an expanded tensor is read once
+    total = 0
+    for tensor in tensors:
+        storage, nbytes = storage_of(tensor), tensor.numel() * tensor.element_size()
+        total += nbytes if storage is None else min(nbytes, storage.nbytes())  # an expanded tensor is read once
+    return total

@@ -6,27 +6,31 @@ the model, the random number generators and torch end as they began.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+import copy
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from taskgraph_offload.errors import OffloadError, TraceError
-from taskgraph_offload.nouns.trace import Boundary, Trace
+from taskgraph_offload.errors import OffloadError, SettingsError, TraceError, shown
+from taskgraph_offload.foreign import refuse_foreign_hooks
+from taskgraph_offload.nouns.trace import Trace
 
 from .blocks import Usage, add_unread, always_resident, choose_blocks, fold, lasting, match_blocks
-from .failures import check_model, check_patterns, failure, may_succeed_for_real
-from .inputs import Inputs, example_of, read_inputs
-from .recorder import ROOT, Lifetime, Record, Recorder, boundaries_reported, tensors_in
+from .failures import failure, may_succeed_for_real
+from .recorder import Lifetime, Record, Recorder, boundaries_reported, tensors_in
+from .symbolic import symbolic_records
 from .untouched import (
     collector_paused,
+    everything_below,
     fakes_quiet,
     module_to_makes_new_tensors,
-    nothing_compiled,
     same_random_numbers,
     untouched,
 )
@@ -57,9 +61,9 @@ def capture(
     >>> [(call.name, call.reads) for call in trace.calls]
     [('0', ('0.weight', '0.bias')), ('0:after', ()), ('2', ('2.weight', '2.bias'))]
     """
-    check_model(model, entry)
+    _check_model(model, entry)
     if blocks is not None:
-        check_patterns(blocks)
+        _check_patterns(blocks)
     where = WeightMap(model)
     recording = _recording(model, where, inputs, entry, blocks)
     folded = fold(recording.records, recording.blocks)
@@ -91,13 +95,13 @@ def _recording(model: nn.Module, where: WeightMap, given: Any, entry: str, patte
                     add_unread(recorder.records, blocks, where.weights.values())
                 return Recording(recorder.records, recorder.lifetimes, blocks, source)
         blocks = blocks_of(Usage.guessed(model, where.names_of))
-        records = _symbolic_records(model, where, entry, blocks)
+        records = symbolic_records(model, where, entry, blocks)
         _check_use(model, entry, records)
         return Recording(records, [], blocks, "symbolic")
 
 
 def _check_use(model: nn.Module, entry: str, records: Sequence[Record]) -> None:
-    if not any(record.uses_weights for record in records):
+    if not any(map(attrgetter("uses_weights"), records)):
         raise TraceError(
             f"{type(model).__name__}.{entry} was run, and read no weight: is it a generator, or does it run in another "
             "thread? Give the method that does the work when it is called, as in entry='forward'"
@@ -126,7 +130,7 @@ def _run_on_fakes(model: nn.Module, where: WeightMap, inputs: Inputs, entry: str
     recorder = Recorder(fakes.weights_of, replace=fakes.of_arguments)
     try:
         with collector_paused(), fakes_quiet(), untouched(model), fakes.in_place_of_weights(model):
-            _record(model, entry, inputs, fakes.of_input, recorder, fakes.mode)
+            _record(model, entry, inputs, partial(fakes.of, device=fakes.device), recorder, fakes.mode)
     finally:
         assert_no_fakes_left(model)
     return recorder
@@ -167,57 +171,166 @@ def _record(
     given = inputs.converted(converted)
     for tensor in held:
         recorder.hold_input(tensor)
-    with nothing_compiled(), module_to_makes_new_tensors(), boundaries_reported(model, recorder), mode, recorder:
+    with (
+        # Compiled functions (`torch.compile`, flex_attention) run as plain Python: the compiler refuses to work under
+        # a dispatch mode, and remembers the refusal until the process ends.
+        torch.compiler.set_stance("force_eager"),
+        module_to_makes_new_tensors(),
+        boundaries_reported(model, recorder),
+        mode,
+        recorder,
+    ):
         output = (model if entry == "forward" else getattr(model, entry))(*given.args, **(given.kwargs or {}))
-        recorder.show(tensors_in(output))
-    recorder.stop()  # what is alive now, the output and the inputs among it, outlives the forward
-    del output
+        recorder.finish(tensors_in(output))
 
 
-def _symbolic_records(model: nn.Module, where: WeightMap, entry: str, blocks: Sequence[str]) -> list[Record]:
-    """Records without inputs: torch.fx gives the order of the blocks; each reads all its weights. Costs are guesses."""
-    return [Record(ROOT), *_records_of_graph(model, _graph(model, entry, blocks), where)]
+def _check_model(model: Any, entry: Any) -> None:
+    """Raise if the model is no module, has no such method, or keeps its weights where a trace cannot replace them."""
+    if isinstance(model, str):
+        raise SettingsError(
+            f"{shown(model)} is a text, not a model: load the model first, as in "
+            f"transformers.AutoModel.from_pretrained({shown(model)}), and give what that returns"
+        )
+    if not isinstance(model, nn.Module):
+        raise SettingsError(f"only a torch.nn.Module can be traced, not a {type(model).__name__}")
+    if not isinstance(entry, str) or not callable(getattr(model, entry, None)):
+        raise SettingsError(f"entry={entry!r}: {type(model).__name__} has no such method")
+    for name, module in model.named_modules():
+        who = f"{type(model).__name__}.{name}".rstrip(".")
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TraceError(
+                f"{who} is a torch.jit.ScriptModule, which keeps its weights in C++, out of reach; "
+                "give the module that it was scripted or traced from"
+            )
+        for wrapper in (*vars(module).values(), *module._forward_pre_hooks.values()):
+            if getattr(type(wrapper), "is_offloading", False) is True:
+                raise SettingsError(
+                    f"{who} is attached to an Executor, so it cannot be traced: "
+                    "detach the executor (or leave its `with` block) first"
+                )
+    refuse_foreign_hooks(model)
 
 
-class _Tracer(fx.Tracer):
-    """Follows a method of the model, and does not look into blocks."""
+def _check_patterns(patterns: Any) -> None:
+    """Raise if `blocks=` is not a list of name patterns."""
+    if isinstance(patterns, str) or not isinstance(patterns, Collection):
+        example = patterns if isinstance(patterns, str) else "layers.*"
+        raise SettingsError(f"blocks={patterns!r}: give a list of name patterns, as in blocks=[{example!r}]")
+    if not patterns:
+        raise SettingsError("blocks=[] names no module; give name patterns, as in blocks=['layers.*'], or leave it out")
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise SettingsError(f"blocks= holds {pattern!r}; give name patterns only, as in blocks=['layers.*']")
 
-    def __init__(self, entry: str, blocks: set[str]) -> None:
-        super().__init__()
-        self.traced_func_name, self.blocks = entry, blocks
 
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return module_qualified_name in self.blocks or super().is_leaf_module(m, module_qualified_name)
+@dataclass(frozen=True)
+class Inputs:
+    """The arguments of one call."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] | None = None
+
+    def converted(self, convert: Callable[[Tensor], Tensor]) -> Inputs:
+        """A deep copy. Every tensor, also one inside a cache or a custom object, is converted, each once."""
+        tree = (self.args, dict(self.kwargs or {}))
+        memo: dict[int, Any] = {}
+        for tensor in tensors_in(tree):
+            memo[id(tensor)] = convert(tensor)
+        for thing, _ in everything_below([tree]):
+            if isinstance(thing, torch.Generator):
+                memo[id(thing)] = _cloned(thing)
+        with _ConvertCopies(convert):
+            args, kwargs = copy.deepcopy(tree, memo)
+        return Inputs(args, kwargs)
+
+    def __str__(self) -> str:
+        """The call as a person would write it.
+
+        >>> str(Inputs((torch.zeros(2, 3),), {"flag": True}))
+            '(float32[2, 3], flag=True)'
+        """
+        named = [f"{key}={_short(value)}" for key, value in (self.kwargs or {}).items()]
+        return f"({', '.join([_short(value) for value in self.args] + named)})"
 
 
-def _graph(model: nn.Module, entry: str, blocks: Sequence[str]) -> fx.Graph:
+def read_inputs(given: Any) -> Inputs:
+    """Inputs from what a caller gives.
+
+    A tuple or list is positional, a mapping is by keyword, a tensor is the only argument. `(args, kwargs)`, a tuple of
+    a tuple or list and a dict, is both. A function is called, and returns one of these.
+
+    >>> str(read_inputs(((torch.zeros(2),), {"flag": True}))), str(read_inputs((torch.zeros(2), {"flag": True})))
+    ('(float32[2], flag=True)', "(float32[2], {'flag': True})")
+    """
+    if callable(given) and not isinstance(given, Mapping | Tensor):
+        given = _called(given)
+    if isinstance(given, Tensor):
+        return Inputs((given,))
+    if isinstance(given, Mapping):
+        return Inputs((), {str(key): value for key, value in given.items()})
+    if _is_args_and_kwargs(given):
+        args, kwargs = given
+        return Inputs(tuple(args), dict(kwargs))
+    if isinstance(given, tuple | list):
+        return Inputs(tuple(given))
+    raise SettingsError(
+        f"inputs= is a {type(given).__name__}; give a tuple (positional), a dict (keywords), (args, kwargs), a tensor, "
+        "or a function that returns one of these"
+    )
+
+
+def _is_args_and_kwargs(given: Any) -> bool:
+    if not isinstance(given, tuple) or len(given) != 2:
+        return False
+    args, kwargs = given
+    return (
+        isinstance(args, tuple | list) and isinstance(kwargs, Mapping) and all(isinstance(key, str) for key in kwargs)
+    )
+
+
+def example_of(model: nn.Module, entry: str) -> Inputs | None:
+    """The model's own `dummy_inputs`, if it has some that are of use. They are for its forward only."""
     try:
-        return _Tracer(entry, set(blocks)).trace(model)
+        given = getattr(model, "dummy_inputs", None) if entry == "forward" else None
+        return None if given is None else read_inputs(given)
+    except Exception:  # the model's own example may be broken: then there is none
+        return None
+
+
+class _ConvertCopies(TorchFunctionMode):
+    """While on, a deep copy of a tensor is its conversion."""
+
+    def __init__(self, convert: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.convert = convert
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not Tensor.__deepcopy__:
+            return func(*args, **(kwargs or {}))
+        tensor, memo = args
+        if id(tensor) not in memo:
+            memo[id(tensor)] = self.convert(tensor)
+        return memo[id(tensor)]
+
+
+def _called(function: Callable[[], Any]) -> Any:
+    try:
+        return function()
     except Exception as error:
-        which = "" if entry == "forward" else f", entry={entry!r}"
-        reason = (str(error).strip() or "no reason given").splitlines()[0][:200]
-        raise TraceError(
-            f"{type(model).__name__}.{entry} has no inputs to be traced with: give those of one run, as in "
-            f"Planner(model, ..., inputs={{'x': torch.zeros(2, 16, device='meta')}}{which}), a dict by name or a tuple "
-            f"by position. Without them: {type(error).__name__}: {reason}"
-        ) from error
+        raise SettingsError(f"inputs= is a function that failed: {type(error).__name__}: {error}") from error
 
 
-def _records_of_graph(model: nn.Module, graph: fx.Graph, where: WeightMap) -> Iterator[Record]:
-    times: Counter[str] = Counter()
-    modules = dict(model.named_modules())
-    for node in graph.nodes:
-        if node.op == "call_module":
-            module, occurrence = modules[node.target], times[node.target]
-            times[node.target] += 1
-            tensors = [*module.parameters(), *module.buffers()]
-            yield _record_of(Boundary(node.target, "enter", occurrence), tensors, where)
-            yield Record(Boundary(node.target, "exit", occurrence))
-        elif node.op == "get_attr":
-            owner, _, attribute = node.target.rpartition(".")
-            yield _record_of(Boundary(owner, "exit"), [getattr(modules[owner], attribute)], where)
+def _cloned(generator: torch.Generator) -> torch.Generator:
+    """A generator that gives the same numbers."""
+    clone = torch.Generator(generator.device)
+    clone.set_state(generator.get_state())
+    return clone
 
 
-def _record_of(boundary: Boundary, tensors: Sequence[Tensor], where: WeightMap) -> Record:
-    reads = dict.fromkeys(name for tensor in tensors for name in where.names_of(tensor))
-    return Record(boundary, reads, flop_bytes=sum(where.weights[name].nbytes for name in reads))
+def _short(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(_short(item) for item in value)}]"
+    text = repr(value)
+    return text if len(text) <= 40 else f"<{type(value).__name__}>"

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from operator import is_
 from types import BuiltinFunctionType, CellType, FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any
 
@@ -42,12 +43,19 @@ Undo = Callable[[], object]
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Put back, at the end, every object below the model, and every function cache of its classes."""
-    classes = {base for module in model.modules() for base in type(module).__mro__ if base not in nn.Module.__mro__}
-    kept_by_classes = [value for cls in classes for value in vars(cls).values() if not isinstance(value, IN_CODE)]
+    classes: set[type] = set()
+    for module in model.modules():
+        classes.update(type(module).__mro__)
+    classes -= set(nn.Module.__mro__)
+    roots: list[Any] = [model]
+    for cls in classes:
+        for value in vars(cls).values():
+            if not isinstance(value, IN_CODE):
+                roots.append(value)
     undos: list[Undo] = []
-    for thing, layout in _walk([model, *kept_by_classes]):
+    for thing, layout in everything_below(roots):
         _add_undos(undos, thing, layout)
-    undos += [_emptied(function) for function in _cached_functions(classes)]
+    undos += map(_emptied, _cached_functions(classes))
     try:
         yield
     finally:
@@ -65,16 +73,6 @@ def same_random_numbers(device: torch.device) -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numbers)
-
-
-@contextmanager
-def nothing_compiled() -> Iterator[None]:
-    """Run compiled functions (`torch.compile`, flex_attention) as plain Python.
-
-    The compiler refuses to work under a dispatch mode, and remembers the refusal until the process ends.
-    """
-    with torch.compiler.set_stance("force_eager"):
-        yield
 
 
 @contextmanager
@@ -126,15 +124,6 @@ def fakes_quiet() -> Iterator[None]:
         logger.disabled = was_disabled
 
 
-def everything_below(roots: Iterable[Any]) -> Iterator[Any]:
-    """Give the roots and all that they hold, each once: in containers, attributes, slots and closures.
-
-    >>> [thing for thing in everything_below([{"a": [(random.Random,)]}]) if isinstance(thing, tuple)]
-    [(<class 'random.Random'>,)]
-    """
-    return (thing for thing, _ in _walk(roots))
-
-
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Where objects of one class hold others: as a plain container, in slots, and in attributes that Python defines.
@@ -149,7 +138,12 @@ class Layout:
     is_cached: bool
 
 
-def _walk(roots: Iterable[Any]) -> list[tuple[Any, Layout]]:
+def everything_below(roots: Iterable[Any]) -> list[tuple[Any, Layout]]:
+    """The roots and all that they hold, each once: in containers, attributes, slots and closures.
+
+    >>> [thing for thing, _ in everything_below([{"a": [(random.Random,)]}]) if isinstance(thing, tuple)]
+    [(<class 'random.Random'>,)]
+    """
     waiting, seen, found = list(roots), set[int](), list[tuple[Any, Layout]]()
     layouts: dict[type, Layout] = {}
     while waiting:
@@ -165,10 +159,13 @@ def _walk(roots: Iterable[Any]) -> list[tuple[Any, Layout]]:
 
 
 def _layout_of(kind: type) -> Layout:
-    container = next((plain for plain in CONTAINERS if issubclass(kind, plain)), None)
-    spaces = [] if kind in CONTAINERS else [vars(cls) for cls in kind.__mro__ if "__slots__" in vars(cls)]
-    members = [member for space in spaces for member in space.values() if isinstance(member, MemberDescriptorType)]
-    return Layout(container, tuple(members), REFERENCES.get(kind, ()), _is_cached(kind))
+    container = next(filter(partial(issubclass, kind), CONTAINERS), None)
+    slots: list[MemberDescriptorType] = []
+    for cls in () if kind in CONTAINERS else kind.__mro__:
+        for member in vars(cls).values() if "__slots__" in vars(cls) else ():
+            if isinstance(member, MemberDescriptorType):
+                slots.append(member)
+    return Layout(container, tuple(slots), REFERENCES.get(kind, ()), _is_cached(kind))
 
 
 def _is_cached(kind: type) -> bool:
@@ -206,7 +203,7 @@ def _add_undos(undos: list[Undo], thing: Any, layout: Layout) -> None:
     """Add the functions that put the present content of one object back."""
     kind = layout.container
     if kind in (OrderedDict, dict):
-        undos.append(partial(_restore_mapping, kind, thing, list(kind.items(thing))))
+        undos.append(partial(_restore_mapping, kind, thing, list(kind.keys(thing)), list(kind.values(thing))))
     elif kind in (list, deque, set):
         undos.append(partial(_restore_collection, kind, thing, list(kind.__iter__(thing))))
     elif isinstance(thing, np.ndarray) and thing.flags.writeable and _is_numbers_of_its_own(thing):
@@ -224,22 +221,22 @@ def _add_undos(undos: list[Undo], thing: Any, layout: Layout) -> None:
         undos.append(partial(_restore_slots, thing, layout.slots, _slot_values(thing, layout.slots)))
 
 
-def _restore_mapping(kind: Any, mapping: Any, before: list[tuple[Any, Any]]) -> None:
-    now = list(kind.items(mapping))
-    if len(now) == len(before) and all(
-        key is old_key and value is old for (key, value), (old_key, old) in zip(now, before, strict=True)
-    ):
-        return
-    kind.clear(mapping)
-    for key, value in before:
-        kind.__setitem__(mapping, key, value)
+def _restore_mapping(kind: Any, mapping: Any, keys: list[Any], values: list[Any]) -> None:
+    if not _same(list(kind.keys(mapping)), keys) or not _same(list(kind.values(mapping)), values):
+        kind.clear(mapping)
+        for key, value in zip(keys, values, strict=True):
+            kind.__setitem__(mapping, key, value)
 
 
 def _restore_collection(kind: Any, collection: Any, before: list[Any]) -> None:
-    now = list(kind.__iter__(collection))
-    if len(now) != len(before) or any(one is not other for one, other in zip(now, before, strict=True)):
+    if not _same(list(kind.__iter__(collection)), before):
         kind.clear(collection)
         (kind.update if kind is set else kind.extend)(collection, before)
+
+
+def _same(now: list[Any], before: list[Any]) -> bool:
+    """Whether two lists hold the same objects in the same order."""
+    return len(now) == len(before) and all(map(is_, now, before))
 
 
 def _restore_slots(thing: Any, slots: Sequence[MemberDescriptorType], before: Sequence[Any]) -> None:
@@ -270,8 +267,11 @@ def _emptied(function: Any) -> Undo:
 
 def _cached_functions(classes: Iterable[type]) -> Iterator[Any]:
     """Give the cached functions that classes, and the modules they are from, hold, wrap or call."""
-    spaces = [vars(space) for cls in classes for space in (cls, sys.modules.get(cls.__module__)) if space is not None]
-    waiting, seen = [value for space in spaces for value in list(space.values())], dict[int, Any]()
+    waiting, seen = list[Any](), dict[int, Any]()
+    for cls in classes:
+        waiting += vars(cls).values()
+        if (module := sys.modules.get(cls.__module__)) is not None:
+            waiting += list(vars(module).values())
     while waiting:
         value = waiting.pop()
         if id(value) in seen:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._pytree import tree_map_only
 
 from taskgraph_offload.errors import TraceError
+from taskgraph_offload.nouns.trace import Weight
 from taskgraph_offload.nouns.weights import Group, extent_of, group_by_bytes, named_tensors
 
 from .recorder import operator_name, storage_key, storage_of, tensors_in
@@ -47,7 +48,18 @@ class WeightMap:
         named = list(named_tensors(model))
         self.device = _one_device(model, named)
         self.groups = group_by_bytes(named)
-        self.weights = {group.weight.name: group.weight for group in self.groups}
+        self.weights: dict[str, Weight] = {}
+        self._by_identity: dict[int, Group] = {}
+        self._by_space: dict[Hashable, tuple[list[int], list[Group]]] = {}  # where each group starts, and the group
+        for group in self.groups:
+            self.weights[group.weight.name] = group.weight
+            for _, tensor in group.members:
+                self._by_identity[id(tensor)] = group
+        for group in sorted(self.groups, key=attrgetter("start")):
+            if group.start < group.stop:
+                starts, groups = self._by_space.setdefault(group.space, ([], []))
+                starts.append(group.start)
+                groups.append(group)
 
     def names_of(self, tensor: Tensor) -> list[str]:
         """The weights whose bytes a tensor shows: none, one, or several if it spans a slab of them."""
@@ -66,20 +78,6 @@ class WeightMap:
         return [
             group for group in near if extent.start < group.stop and group.start < max(extent.stop, extent.start + 1)
         ]
-
-    @cached_property
-    def _by_identity(self) -> dict[int, Group]:
-        return {id(tensor): group for group in self.groups for _, tensor in group.members}
-
-    @cached_property
-    def _by_space(self) -> dict[Hashable, tuple[list[int], list[Group]]]:
-        spaces: dict[Hashable, tuple[list[int], list[Group]]] = {}
-        for group in sorted(self.groups, key=lambda group: group.start):
-            if group.start < group.stop:
-                starts, groups = spaces.setdefault(group.space, ([], []))
-                starts.append(group.start)
-                groups.append(group)
-        return spaces
 
 
 def _one_device(model: nn.Module, named: list[tuple[str, Tensor]]) -> torch.device:
@@ -109,34 +107,41 @@ class Fakes:
         self.device = torch.device("cpu") if where.device.type == "meta" else where.device
         self.where = where
         self._made: dict[int, tuple[Tensor, Tensor]] = {}  # real and fake, by the identity of the real one
+        self._bytes: dict[str, Tensor] = {}
+        self._names: dict[int, tuple[str]] = {}  # by storage
         with self.mode:
-            self._bytes = {group.weight.name: _empty_bytes(group, self.device) for group in where.groups}
-        self._names = {storage_key(base): (name,) for name, base in self._bytes.items()}
+            for group in where.groups:
+                rounded = (group.stop - group.start + 15) // 16 * 16  # so that every dtype can view it
+                base = torch.empty(max(rounded, 16), dtype=torch.uint8, device=self.device)
+                self._bytes[group.weight.name] = base
+                self._names[storage_key(base)] = (group.weight.name,)
 
     @contextmanager
     def in_place_of_weights(self, model: nn.Module) -> Iterator[None]:
         """Put fakes into the modules' tables of parameters and buffers. At the end, put the same tensors back."""
-        tables: list[dict[str, Any]] = [t for module in model.modules() for t in (module._parameters, module._buffers)]
-        before = [dict(table) for table in tables]
+        before: list[tuple[dict[str, Any], dict[str, Any]]] = []  # each table, and what it holds
+        for module in model.modules():
+            before += [(module._parameters, dict(module._parameters)), (module._buffers, dict(module._buffers))]
         try:
-            for table in tables:
-                for name, tensor in list(table.items()):
+            for table, tensors in before:
+                for name, tensor in tensors.items():
                     if tensor is not None:
                         table[name] = self.of(tensor)
             yield
         finally:
-            for table, tensors in zip(tables, before, strict=True):
+            for table, tensors in before:
                 for name in set(table) - set(tensors):
                     del table[name]
                 table.update(tensors)
 
-    def of(self, tensor: Tensor) -> Tensor:
-        """The fake of any tensor."""
-        return self._fake(tensor, tensor.device)
-
-    def of_input(self, tensor: Tensor) -> Tensor:
-        """A fake, on the model's device, of a tensor that the caller hands in."""
-        return self._fake(tensor, self.device)
+    def of(self, tensor: Tensor, device: torch.device | None = None) -> Tensor:
+        """The fake of any tensor, on the tensor's own device or on another one."""
+        if isinstance(tensor, FakeTensor):
+            return tensor
+        if id(tensor) not in self._made:
+            with self.mode:
+                self._made[id(tensor)] = (tensor, self._make(tensor, device or tensor.device))
+        return self._made[id(tensor)][1]
 
     def of_arguments(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """The arguments of an operator with fakes in place of real tensors.
@@ -151,14 +156,6 @@ class Fakes:
         """The weight whose bytes a fake stands for, if any."""
         return self._names.get(storage_key(tensor), ())
 
-    def _fake(self, tensor: Tensor, device: torch.device) -> Tensor:
-        if isinstance(tensor, FakeTensor):
-            return tensor
-        if id(tensor) not in self._made:
-            with self.mode:
-                self._made[id(tensor)] = (tensor, self._make(tensor, device))
-        return self._made[id(tensor)][1]
-
     def _make(self, tensor: Tensor, device: torch.device) -> Tensor:
         if tensor.layout is not torch.strided or storage_of(tensor) is None:
             return self.mode.from_tensor(tensor)
@@ -166,16 +163,14 @@ class Fakes:
         if len(groups) > 1:
             raise UnsupportedFakeTensorException(f"a tensor that is no parameter spans {len(groups)} weights")
         if groups:
-            return self._of_weight(tensor, groups[0])
+            offset = (extent_of(tensor).start - groups[0].start) // tensor.element_size() if tensor.numel() else 0
+            base = self._bytes[groups[0].weight.name].view(tensor.dtype)
+            view = base.as_strided(tensor.shape, tensor.stride(), offset)
+            return nn.Parameter(view, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else view
         if tensor.numel() == 1 and type(tensor) is Tensor and tensor.device.type == device.type == "cpu":
             return self._constant(tensor)
         place = self.device if device.type == "meta" else device
         return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=place)
-
-    def _of_weight(self, tensor: Tensor, group: Group) -> Tensor:
-        offset = (extent_of(tensor).start - group.start) // tensor.element_size() if tensor.numel() else 0
-        view = self._bytes[group.weight.name].view(tensor.dtype).as_strided(tensor.shape, tensor.stride(), offset)
-        return nn.Parameter(view, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else view
 
     def _constant(self, tensor: Tensor) -> Tensor:
         """A fake that knows its one number, so that `int(timestep)` works."""
@@ -195,16 +190,14 @@ def assert_no_fakes_left(model: nn.Module) -> None:
             )
 
 
-def _empty_bytes(group: Group, device: torch.device) -> Tensor:
-    rounded = (group.stop - group.start + 15) // 16 * 16  # so that every dtype can view it
-    return torch.empty(max(rounded, 16), dtype=torch.uint8, device=device)
-
-
 def _check_dtypes(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     """Raise if an operator gets dtypes that its real kernels refuse."""
     if name not in ONE_DTYPE and name not in NORMS:
         return
-    dtypes = list(dict.fromkeys(t.dtype for t in tensors_in((args, dict(kwargs))) if t.is_floating_point()))
+    dtypes: list[torch.dtype] = []
+    for tensor in tensors_in((args, dict(kwargs))):
+        if tensor.is_floating_point() and tensor.dtype not in dtypes:
+            dtypes.append(tensor.dtype)
     if len(dtypes) > 1 and not (name in NORMS and dtypes[0].itemsize == 2 and dtypes[1:] == [torch.float32]):
         shown = " and ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise MixedDtypesError(f"{name} got tensors of different dtypes: {shown}")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import taskgraph_offload as tgo
 from taskgraph_offload.planner import Planner
-from taskgraph_offload.planner.capture.inputs import Inputs, example_of, read_inputs
+from taskgraph_offload.planner.capture.tracing import Inputs, example_of, read_inputs
 from taskgraph_offload.planner.compare import everything
 from taskgraph_offload.planner.settings import Settings, read_settings
 from taskgraph_offload.planner.strategies import DEFAULT
