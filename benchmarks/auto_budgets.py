@@ -1,10 +1,14 @@
-"""How `auto` does from the smallest budget that works to where everything fits, on models at their full size.
+"""How good `auto` is at each budget, from the smallest that works to one where everything fits, on full-size models.
 
     python benchmarks/auto_budgets.py [flux] [wan] [sdxl] [llama] [steps]
 
-Each line is a budget, and its plan is proved. `units` is how many of the largest block fit into what activations and
-margin leave; `step` and `cold` are divided by their bounds; `rise` is the step divided by the shortest one of all
-smaller budgets. A last line for each model gives the worst figures, of the step also from two units up.
+Each line is a budget. Its plan is proved.
+
+    units       how often the largest block fits into the budget without activations and margin
+    step, cold  divided by their bounds
+    rise        the step divided by the shortest step of all smaller budgets
+
+The last line of each model has the worst figures. For the step, it also has the worst one from two units up.
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ TITLES = ("budget", "units", "seconds", "step", "cold", "rise", "spilled", "plan
 
 @dataclass(frozen=True)
 class Line:
-    """What the plan for one budget gets."""
+    """The figures of the plan for one budget."""
 
     budget: int
     units: float
@@ -56,7 +60,7 @@ def main() -> None:
 
 
 def sweep(trace: tgo.Trace, steps: int) -> None:
-    """Plan and prove at each budget; print a line each, then the worst figures."""
+    """Plan and prove at each budget. Print a line for each, then the worst figures."""
     planner, found = tgo.Planner.for_trace(trace, "100%", machine="rtx4090"), list[Line]()
     for budget in planner.budgets(steps, ["auto"]):
         found.append(line_of(trace, budget, min((line.seconds for line in found), default=float("inf"))))
@@ -69,7 +73,7 @@ def sweep(trace: tgo.Trace, steps: int) -> None:
 
 
 def line_of(trace: tgo.Trace, budget: int, shortest: float) -> Line:
-    """Plan within one budget. `shortest`: the step with less memory."""
+    """Plan within one budget. `shortest`: the shortest step of all smaller budgets."""
     began = time.process_time()
     plan = tgo.Planner.for_trace(trace, f"{budget}B", machine="rtx4090").plan()
     took, timeline = time.process_time() - began, plan.predict(SETTLED)

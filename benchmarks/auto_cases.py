@@ -1,10 +1,10 @@
-"""How `auto` does on the streaming cases: against the bound, the prototype, the other policies; and how long it plans.
+"""How good `auto` is on the streaming cases, against the bound, a prototype and other policies; and how long it plans.
 
     python benchmarks/auto_cases.py [a part of a case's name]
 
-Each line is a case and a budget. `step` is the steady step after eight cycles, the other columns are that step (or the
-cold cycle) divided by what their title says; below 1 is better. `policies` is the best of those that a device can run,
-`ideal` the better of the two that are given an ideal allocator.
+Each line is a case and a budget. Each column is the steady step after eight cycles (for `cold bound`, the cold cycle),
+divided by the figure in its title; less is better. `policies` is the best policy that a device can run; `ideal` is the
+better one of two policies with an ideal allocator. `seconds` is the time of planning.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def _line(case: dict[str, Any], budget: dict[str, Any]) -> list[float]:
-    """Plan once, print, and give the figures: the ratios in the order of the titles, then the seconds of planning."""
+    """Plan once and print. Returns the ratios in the order of the titles, then the seconds of planning."""
     link = case["link_bytes_per_second"]
     machine = tgo.Machine(case["name"], link, link, case["latency_seconds"], 1e12, 1e12)
     trace = tgo.Trace.from_units(case["units"])

@@ -1,11 +1,15 @@
-"""How `auto` does on models that nobody has seen: drawn at random from some families of shapes, machines and budgets.
+"""How good `auto` is on random models, from some families of shapes, with random machines and budgets.
 
     python benchmarks/auto_families.py [first seed] [how many] [truths]
 
-Each line is a seed. `units` is how many of the largest block fit into what activations leave. The step and the cold
-cycle are divided by their bounds, `others` is the best step of the other strategies divided by that of `auto` (below 1
-`auto` is behind). With `truths` come the mean and the worst loss on machines whose link and compute are 30% off, as
-`auto_robustness` has it.
+Each line is a seed.
+
+    units       how often the largest block fits into the budget without activations
+    step, cold  divided by their bounds
+    others      the best step of the other strategies, divided by the step of `auto`: below 1, `auto` is slower
+
+With `truths`, each line also has the mean and the worst loss on machines whose link and compute are 30% slower or
+faster than planned, as in `auto_robustness`.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ from benchmarks.auto_robustness import losses
 OTHERS = (("sequential", {}), ("layerwise", {}), *RIVALS)
 MIB = 2**20
 Chance = random.Random
-Unit = tuple[float, list[float]]  # how long it computes, and its tensors' MiB; both as shares, scaled later
+Unit = tuple[float, list[float]]  # its compute time, and the sizes of its tensors; `problem` scales both
 
 
 def equal(chance: Chance) -> list[Unit]:
@@ -69,7 +73,7 @@ FAMILIES: tuple[Callable[[Chance], list[Unit]], ...] = (equal, unequal, two_kind
 
 
 def problem(seed: int) -> tuple[str, tgo.Trace, tgo.Machine, int]:
-    """What a seed draws: a title, a trace, a machine and a budget in bytes."""
+    """The problem of a seed: a title, a trace, a machine and a budget in bytes."""
     chance = random.Random(seed)
     family = FAMILIES[seed % len(FAMILIES)]
     units, link = family(chance), chance.choice((6e9, 12e9, 25e9, 55e9))
@@ -100,7 +104,7 @@ def _unit(number: int, unit: Unit, scale: float, per_second: float, transient: l
 
 
 def main() -> None:
-    """A line for each seed, then the worst figures."""
+    """Print a line for each seed, then the worst figures."""
     numbers = [int(word) for word in sys.argv[1:] if word.isdigit()]
     first, count = (*numbers, 60)[:2] if numbers else (0, 60)
     roomy, cold, behind, lost = list[float](), list[float](), list[float](), list[float]()

@@ -1,9 +1,10 @@
-"""How `auto` does when the machine is not what was measured: compute and link each 30% slower or faster, and both.
+"""How good `auto` is if the machine is not what was measured: compute, link, or both are 30% slower or faster.
 
     python benchmarks/auto_robustness.py [a part of a case's name]
 
-Each line is a case and a budget, each column a true machine (its link, its compute, as shares of what the plan was made
-for): the step of the plan, run there, divided by the step of the plan that is made for it. 1 is no loss.
+Each line is a case and a budget. Each column is a true machine: its link and its compute, as shares of those that the
+plan was made for. A figure is the step of our plan on the true machine, divided by the step of a plan that was made for
+the true machine. 1 is no loss.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def problems() -> Iterator[tuple[str, tgo.Trace, tgo.Machine, int]]:
 
 
 def losses(trace: tgo.Trace, machine: tgo.Machine, budget: int) -> list[float]:
-    """For each truth: the step of a plan that took the machine for another one, by that of the right plan."""
+    """For each true machine: the step of the plan for the wrong machine, divided by the step of the right plan."""
     planned = tgo.Planner.for_trace(trace, f"{budget}B", machine=machine).plan()
     ratios = []
     for link, compute in TRUTHS:
@@ -60,7 +61,7 @@ def losses(trace: tgo.Trace, machine: tgo.Machine, budget: int) -> list[float]:
 
 
 def at_speed(trace: tgo.Trace, compute: float) -> tgo.Trace:
-    """The same trace where calls run so much faster."""
+    """The same trace with calls that run `compute` times as fast."""
     calls = (
         replace(call, pieces=tuple(replace(p, seconds=(p.seconds or 0.0) / compute) for p in call.pieces))
         for call in trace.calls

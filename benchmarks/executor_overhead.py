@@ -1,4 +1,4 @@
-"""What the executor costs the host at each call: blocks of 30 tensors, copies that take no time.
+"""How much host time the executor takes for each call: blocks of 30 tensors, copies that take no time.
 
 python benchmarks/executor_overhead.py
 """
@@ -20,14 +20,14 @@ BLOCKS, TENSORS, FORWARDS = 40, 30, 200
 
 
 class NoLane(ComputeLane):
-    """Copies nothing, at once."""
+    """A lane that copies nothing."""
 
     def copy(self, target: Tensor, source: Tensor, label: object) -> None:
         """Nothing to do."""
 
 
 class NoCopies(CpuDevice):
-    """A device whose copies cost nothing: what is left is the executor."""
+    """A device whose copies take no time, so that only the executor's own time is measured."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class NoCopies(CpuDevice):
 
 
 class Block(nn.Module):
-    """Thirty parameters; computes nothing once it has been traced."""
+    """Thirty parameters. After tracing, `works` is False, and the block computes nothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Block(nn.Module):
 
 
 def main() -> None:
-    """Print the median microseconds per call, for strategies that copy much and nothing."""
+    """Print the median microseconds per call, for strategies that copy much, little or nothing."""
     model, x = nn.Sequential(*(Block() for _ in range(BLOCKS))), torch.zeros(256)
     plans = {name: plan_of(model, x, name) for name in ("resident", "sequential", "layerwise", "auto")}
     for block in model:
@@ -74,7 +74,7 @@ def plan_of(model: nn.Module, x: Tensor, strategy: str) -> tgo.Plan:
 
 
 def seconds(forward: Callable[[], object]) -> float:
-    """The median of many forwards."""
+    """The median time of many forwards."""
     taken = []
     for _ in range(FORWARDS):
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""How much host memory a model takes while a plan is attached to it, against its weights.
+"""How much host memory a model takes while a plan is attached, as a share of its weights.
 
 python benchmarks/host_memory.py [GiB of weights, by default 4]
 """

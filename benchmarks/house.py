@@ -1,9 +1,9 @@
-"""How far a reader walks who follows one forward, or one `plan()`: Python calls, functions, files, changes of file.
+"""How much code one forward and one `plan()` pass through: Python calls, functions, files and changes of file.
 
 python benchmarks/house.py [FOLDER]      (FOLDER: another checkout of this project, to compare with)
 
-Counts only this project's own code, in the caller's thread: every call of a function counts, and so does every time
-that a generator goes on. A change of file is a call in another file than the call before it.
+It counts only this project's own code, in the caller's thread. Every call of a function counts, and every time that a
+generator resumes. A change of file is a call in another file than that of the call before it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The front door: plan and attach in one call, and detach whatever is attached."""
+"""The front door: `offload` plans and attaches in one call, `detach` detaches without a handle."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .runtime.executor import Executor, attached_to
 def offload(model: nn.Module, budget_gb: float | str, **arguments: Any) -> Executor:
     """Plan for a budget and attach the plan; `arguments` are those of `Planner` and of `Executor`.
 
-    If something is attached to the model already, the new plan replaces it. If there is an error, it stays.
+    If a plan is attached to the model already, the new one replaces it. If there is an error, the old plan stays.
 
     >>> import torch
     >>> model, x = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(8))), torch.ones(1, 64)
@@ -39,9 +39,9 @@ def offload(model: nn.Module, budget_gb: float | str, **arguments: Any) -> Execu
 
 
 def detach(target: Any) -> None:
-    """Detach whatever is attached to a model, to the models in a dict, or to the components of a pipeline.
+    """Detach every plan from a model, from the models in a dict, or from the components of a pipeline.
 
-    Nobody needs to have kept the handle that `offload` returned. Does nothing if nothing is attached.
+    This needs no handle from `offload`. It does nothing if nothing is attached.
 
     >>> import torch
     >>> model, x = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(8))), torch.ones(1, 64)

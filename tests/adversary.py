@@ -1,4 +1,4 @@
-"""Runs a plan's graph on pretended bytes in the worst of orders: a second opinion on what the verifier accepts."""
+"""Runs a plan's graph on simulated bytes, in the worst orders that the edges allow: it checks the verifier."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ UNIT = 512  # bytes; every size here is a multiple of it
 
 @dataclass(frozen=True)
 class Content:
-    """What a unit of 512 bytes holds: the unit of a bundle, in the version that so many calls have changed."""
+    """What a unit of 512 bytes holds: which unit of which bundle. `version` counts the calls that have changed it."""
 
     bundle: str
     unit: int
@@ -21,7 +21,10 @@ class Content:
 
 
 class Adversary:
-    """Runs a graph on pretended bytes, each lane as slow or fast as the edges allow; bytes in flight are garbage."""
+    """Runs a graph on simulated bytes. Each lane is as slow or as fast as the edges allow.
+
+    While a copy runs, the bytes that it writes are garbage (None).
+    """
 
     def __init__(self, plan: Plan, graph: TaskGraph, seed: int) -> None:
         self.plan, self.dag, self.random = plan, graph.dag, random.Random(seed)
@@ -29,13 +32,13 @@ class Adversary:
         spans = {name: range(-(-size // UNIT)) for name, size in plan.sizes.items()}
         self.truth = {name: [Content(name, unit) for unit in units] for name, units in spans.items()}
         self.home: dict[str, list[Content | None]] = {name: list(units) for name, units in self.truth.items()}
-        self.made = dict.fromkeys(plan.activations, 0)  # how often: the version that is right
-        self.there: dict[str, int | None] = dict.fromkeys(plan.activations, 0)
-        self.kept = dict[str, int | None]()  # at home
+        self.made = dict.fromkeys(plan.activations, 0)  # how often each was made: the version that is right
+        self.there: dict[str, int | None] = dict.fromkeys(plan.activations, 0)  # the version on the device
+        self.kept = dict[str, int | None]()  # the version at home
         self.leaving, self.away = dict[str, str | None](), set[str]()
 
     def goes_wrong(self) -> str | None:
-        """The node at which a call read garbage in this run, or memory ran out, if one did."""
+        """The first node at which a call reads garbage, or memory runs out; None if all goes well."""
         waits = {node: self.dag.in_degree(node) for node in self.dag}
         favour = {lane: self.random.random() ** 3 for lane in ("compute", "h2d", "d2h")}
         ready, running = [node for node in self.dag if not waits[node]], list[str]()

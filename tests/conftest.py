@@ -1,4 +1,4 @@
-"""What holds in every test."""
+"""Fixtures that run in every test."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from taskgraph_offload.devices.cpu import HostMemory
 
 @pytest.fixture(autouse=True)
 def no_operator_reads_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No operator of a forward under a plan reads a weight at home, on any device whose memory is the host's.
+    """Let every device with host memory refuse an operator that reads a weight at home.
 
-    On a GPU such an operator fails. The CPU would do it silently, and hide a hole in the plan.
+    On a GPU such an operator fails. Without this, the CPU runs it, and the test misses a gap in the plan.
     """
     monkeypatch.setattr(HostMemory, "refuses_home_reads", True)

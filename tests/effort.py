@@ -1,4 +1,4 @@
-"""How much work something is, counted, not timed: the same on every machine, however busy it is."""
+"""Counts work instead of timing it: the count is the same on every machine, also on a busy one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def calls_of(work: Callable[[], Any], most: int) -> int:
-    """Count the calls of functions, Python's and C's, that the work makes; fail as soon as there are too many."""
+    """Count the function calls that the work makes, in Python and in C. Fail as soon as there are more than `most`."""
     count, before = 0, sys.getprofile()
 
     def one_more(frame: FrameType, event: str, argument: Any) -> None:

@@ -1,4 +1,4 @@
-"""Watches every operator of an offloaded forward: none may touch a home, and the live bytes are counted."""
+"""Watches every operator of an offloaded forward: fails if one touches a home, and counts the live bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import taskgraph_offload as tgo
 
 
 class Guard(TorchDispatchMode):
-    """On a GPU an operator that meets a home fails; on the CPU it would pass unseen, and hide a hole in the plan."""
+    """Fails if an operator touches a home. A GPU would fail there, too; the CPU alone would not notice."""
 
     def __init__(self, run: tgo.Executor, inputs: Any = None) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Guard(TorchDispatchMode):
         self._count(inputs)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        asks_layout = func is torch.ops.aten._has_compatible_shallow_copy_type.default  # asked when `.data` is set
+        asks_layout = func is torch.ops.aten._has_compatible_shallow_copy_type.default  # torch calls it in `.data =`
         if not asks_layout and not func.is_view:  # a view reads nothing
             for tensor in _tensors((args, kwargs)):
                 self._refuse_home(func, tensor)

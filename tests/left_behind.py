@@ -1,4 +1,4 @@
-"""Attaches a plan, and afterwards compares everything about the model with what it was."""
+"""Attaches a plan, detaches it, and checks that the model is exactly what it was before."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .running import Case, known_plan
 
 @contextmanager
 def attached(made: Case, strategy: str = "layerwise") -> Iterator[tgo.Executor]:
-    """Attached inside; outside, the model must be as it was."""
+    """A context in which a plan is attached. At its end, the model must be as it was."""
     before = everything_of(made.model)
     with tgo.Executor(made.model, known_plan("chain", strategy), device="cpu") as run:
         yield run
@@ -24,7 +24,7 @@ def attached(made: Case, strategy: str = "layerwise") -> Iterator[tgo.Executor]:
 
 
 def everything_of(model: nn.Module) -> dict[str, Any]:
-    """What must not have changed once a model is detached, threads included."""
+    """Everything that must be the same after a model is detached, threads included."""
     found: dict[str, Any] = {"threads": [thread.name for thread in threading.enumerate()]}
     for name, tensor in [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]:
         looks = (

@@ -9,7 +9,7 @@ from typing import Any
 
 import taskgraph_offload as tgo
 
-# Bytes and seconds that add up in the head: one byte takes a nanosecond, a copy has no latency.
+# A machine for mental arithmetic: one byte takes one nanosecond, and a copy has no latency.
 SLOW_LINK = tgo.Machine("test", 1e9, 1e9, 0.0, 1e12, 1e12)
 CASES = Path(__file__).parent / "cases" / "streaming_cases.json"
 
@@ -27,7 +27,7 @@ def trace_of(
 
 
 def plan_of(trace: tgo.Trace, budget: int | str, strategy: str, **options: Any) -> tgo.Plan:
-    """A plan on the test machine; a budget that is a number is bytes."""
+    """A plan for the test machine. A budget that is a number is in bytes."""
     budget = f"{budget}B" if isinstance(budget, int) else budget
     return tgo.Planner.for_trace(trace, budget, strategy=strategy, machine=SLOW_LINK, **options).plan()
 

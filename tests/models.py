@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-torch.set_num_threads(1)  # on models this small, threads only wait for one another
+torch.set_num_threads(1)  # models this small are slower with several threads
 
 Case = tuple[Any, dict[str, Any]]
 
@@ -227,7 +227,7 @@ def vae() -> Case:
 
 
 class Block(nn.Module):
-    """Two layers and a residual, with any of the oddities that real models have."""
+    """Two layers and a residual. `oddities` adds unusual things that real models do."""
 
     def __init__(
         self, width: int, hidden: int, dtype: torch.dtype = torch.float32, oddities: frozenset[str] = frozenset()
@@ -253,7 +253,7 @@ class Block(nn.Module):
 
 
 class Net(nn.Module):
-    """Blocks in a list, called in any order, with a raw parameter used between them and a long skip."""
+    """Blocks in a list, called in `order`. `scaled`: a raw parameter is read between them. `skip`: a long skip."""
 
     def __init__(self, blocks: Sequence[nn.Module], order: Sequence[int], scaled: bool = False, skip: bool = False):
         super().__init__()

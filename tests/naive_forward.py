@@ -1,6 +1,6 @@
-"""What one forward does, seen naively: it is run for real, and every operator's arguments are compared by address.
+"""A naive check of traces: runs one forward for real, and compares the addresses of every operator's arguments.
 
-Shares no code with what it checks. Slow on purpose.
+It shares no code with what it checks. It is simple and slow on purpose.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _attention_flops(query: Any, key: Any, value: Any, *_: Any, out_shape: Any =
     return sdpa_flop_count(query, key, value)
 
 
-ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}  # torch leaves this one out
+ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}  # torch does not count it
 
 
 @dataclass
@@ -115,7 +115,7 @@ class NaiveForward(TorchDispatchMode):
 def assert_trace_is_what_happens(
     model: nn.Module, inputs: dict[str, Any], trace: Trace, entry: str = "forward", peaks: bool = True
 ) -> None:
-    """Blocks, weights, writes and peaks of a trace are those of a real run."""
+    """Assert that blocks, weights, writes and peaks of a trace are those of a real run."""
     seen = NaiveForward(model, trace).run(inputs, entry)
     happened = [(one.name, _some(trace, one.used), one.written, one.peak_bytes) for one in seen if one.name]
     traced = [

@@ -1,4 +1,4 @@
-"""What tests ask of a picture: its texts, its bars, and that nothing is written over anything."""
+"""Finds texts and bars in a picture, and checks that no text covers another."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def bars(figure: Figure, gid: str) -> PolyCollection:
 
 
 def assert_legible(figure: Figure) -> None:
-    """Every text is on the page, and none covers another."""
+    """Assert that every text is on the page, and that none covers another."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     unseen = set(ticks_out_of_view(figure))

@@ -1,4 +1,4 @@
-"""Models to run offloaded, tight plans for them, and what a run must be like."""
+"""Models to run offloaded, tight plans for them, and checks of a run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 
 
 class Lstm(nn.Module):
-    """Two layers both ways: weights that the module also keeps in a list of its own."""
+    """A bidirectional LSTM of two layers: the module also keeps its weights in a list of its own."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Lstm(nn.Module):
 
 
 class Normed(nn.Module):
-    """BatchNorm in training: a forward that changes its buffers."""
+    """BatchNorm in training: its forward changes buffers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Normed(nn.Module):
 
 
 class Skips(nn.Module):
-    """A UNet in small: what the way down makes waits for the way up."""
+    """A small UNet: the way up reads activations that the way down made."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Skips(nn.Module):
         return x
 
     def before(self, x: Tensor, skips: list[Tensor]) -> Tensor:
-        """What goes into a block on the way up, beside its skip."""
+        """The input of a block on the way up, beside its skip."""
         return x
 
 
@@ -110,7 +110,7 @@ MODELS: dict[str, Callable[[], Case]] = {
 
 
 def case(name: str) -> Case:
-    """A model of the list, with weights and inputs that are the same every time."""
+    """A model of `MODELS`. Its weights and inputs are the same every time."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         made = MODELS[name]()
@@ -119,13 +119,13 @@ def case(name: str) -> Case:
 
 
 def plan_of(made: Case, strategy: str = "layerwise", room: float = 1.0) -> tgo.Plan:
-    """A plan in the smallest budget that the strategy can do with, or in some more."""
+    """A plan in the smallest budget that works for the strategy, times `room`."""
     return tight(trace_of(made), strategy, room)
 
 
 @cache
 def known_plan(name: str, strategy: str = "layerwise") -> tgo.Plan:
-    """The tight plan of a model of the list."""
+    """The tight plan of a model of `MODELS`."""
     return tight(_known_trace(name), strategy, 1.0)
 
 
@@ -135,12 +135,12 @@ def _known_trace(name: str) -> tgo.Trace:
 
 
 def trace_of(made: Case) -> tgo.Trace:
-    """What the model's forward needs."""
+    """The trace of the model's forward."""
     return tgo.Planner(made.model, 1, inputs=made.inputs, entry=made.entry, machine="cpu").trace
 
 
 def tight(trace: tgo.Trace, strategy: str, room: float = 1.0) -> tgo.Plan:
-    """A plan for a trace, as `plan_of`."""
+    """The same as `plan_of`, for a trace."""
     options, budget = {"strategy": strategy, **STRATEGIES[strategy]}, 1
     while True:
         try:
@@ -150,8 +150,10 @@ def tight(trace: tgo.Trace, strategy: str, room: float = 1.0) -> tgo.Plan:
 
 
 def spilling(plan: tgo.Plan, *spills: tuple[str, str, str, str]) -> tgo.Plan:
-    """The plan with activations spilled: (name, the call that copies behind, the call that finds it gone, the call
-    behind which it comes back)."""
+    """The plan with spilled activations. Each spill is (name, behind, before, after), the last three of them calls:
+
+    the activation is copied out when `behind` has ended, is gone when `before` begins, and comes back after `after`.
+    """
 
     def with_spills(tasks: tuple[tgo.Task, ...]) -> tuple[tgo.Task, ...]:
         found: list[tgo.Task] = []
@@ -172,7 +174,7 @@ def spilling(plan: tgo.Plan, *spills: tuple[str, str, str, str]) -> tgo.Plan:
 def assert_runs_like(
     made: Case, plan: tgo.Plan, wanted: list[Tensor], forwards: int = 3, device: str = "cpu"
 ) -> tgo.Executor:
-    """Some forwards of the attached model give exactly the plain model's outputs, and no operator meets a home."""
+    """Assert that forwards of the attached model give exactly the plain outputs, and that no operator reads a home."""
     with tgo.Executor(made.model, plan, device=device) as run, torch.no_grad():
         for number in range(forwards):
             with Guard(run, made.inputs) as guard:
@@ -183,7 +185,7 @@ def assert_runs_like(
 
 
 def assert_equal(got: list[Tensor], wanted: list[Tensor], where: str = "") -> None:
-    """Bit-identical."""
+    """Assert that all tensors are equal bit for bit."""
     assert len(got) == len(wanted), where
     for one, other in zip(got, wanted, strict=True):
         assert one.dtype == other.dtype, where

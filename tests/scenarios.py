@@ -1,4 +1,7 @@
-"""What an executor may meet, on a device that checks every access: each scenario must pass, and no wait is idle."""
+"""Scenarios that an executor must survive, on a device that checks every access.
+
+Every scenario must pass. If any wait is left out, one of them must fail.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ Scenario = Callable[[int], None]
 
 
 class Recording(CheckedDevice):
-    """Remembers, for each copy and call, what was known to be over when it was issued."""
+    """Notes the clock of the lane at each copy and call: the accesses that were certainly over then."""
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed)
@@ -31,13 +34,13 @@ class Recording(CheckedDevice):
 
     def touch(self, lane: CheckedLane, label: str, memory: Tensor, ranges: Any, writes: bool) -> None:
         super().touch(lane, label, memory, ranges, writes)
-        if writes:  # what a task writes comes after what it reads
+        if writes:  # a task first touches what it reads, then what it writes: note the last touch
             name = f"{lane.name} {label.removeprefix(f'{lane.name} ')}"
             self.issued.setdefault(name, []).append((lane.name, lane.clock[lane.name], dict(lane.clock)))
 
 
 def assert_follows(plan: tgo.Plan, device: Recording, cycles: int = 3) -> None:
-    """Every edge of the plan's graph was kept."""
+    """Assert that the run respected every edge of the plan's graph."""
     graph, seen, places = plan.graph(cycles), dict[str, int](), dict[str, tuple[str, int, dict[str, int]]]()
     for node, data in graph:
         name = str(data["task"]).partition(" after ")[0].partition(" before ")[0]
@@ -51,7 +54,7 @@ def assert_follows(plan: tgo.Plan, device: Recording, cycles: int = 3) -> None:
 
 
 def run(made: Case, plan: tgo.Plan, seed: int, forwards: int = 3, follows: bool = True) -> None:
-    """Some forwards like the plain model's."""
+    """Run some forwards, and compare them with the plain model's."""
     with torch.no_grad():
         wanted = made()
     device = Recording(seed)
@@ -73,7 +76,7 @@ def sequential(seed: int) -> None:
 
 
 def written_back(seed: int) -> None:
-    """Copies home behind every call, and one before anybody has read what came."""
+    """Weights are copied home after two of the calls, and one right after it came, before its call."""
     plan = running.known_plan("chain", "sequential")
 
     def with_copies_home(tasks: tuple[tgo.Task, ...]) -> tuple[tgo.Task, ...]:
@@ -103,7 +106,7 @@ def spilled(seed: int) -> None:
 
 
 def spilled_and_met(seed: int) -> None:
-    """An operator that nobody expected uses what is away."""
+    """An operator that the trace did not see uses an activation while it is away."""
     torch.manual_seed(0)
     made = Case(running.Skips(), {"x": torch.randn(8, 16)})
     plan = spilling(planned(running.Skips, "sequential"), ("~down.0/0", "down.1", "down.2", "up.1"))
@@ -114,7 +117,7 @@ def spilled_and_met(seed: int) -> None:
 
 
 class Peeking(running.Skips):
-    """Reads the first activation where no operator shows it, in the call that it comes back for."""
+    """Reads the first activation with no operator of torch, in the call that it comes back for."""
 
     peeks = False
 
@@ -126,7 +129,7 @@ class Peeking(running.Skips):
 
 
 def spilled_and_read_unseen(seed: int) -> None:
-    """As a kernel does that is given an address."""
+    """A spilled activation is read by its address, as a custom kernel does."""
     torch.manual_seed(0)
     made = Case(Peeking(), {"x": torch.randn(8, 16)})
     plan = spilling(planned(Peeking, "resident"), ("~down.0/0", "down.1", "down.2", "up.1"))
@@ -135,7 +138,7 @@ def spilled_and_read_unseen(seed: int) -> None:
 
 
 def reordered(seed: int) -> None:
-    """Blocks skipped, repeated, in another order; and called by themselves."""
+    """Blocks are skipped, repeated, called in another order, and called directly."""
     made = running.case("chain")
     net = made.model
     orders = [(0, 1, 2, 3, 4), (4, 2, 0), (0, 0, 3, 3), (1,), (0, 1, 2, 3, 4), (3, 4, 1)]
@@ -154,7 +157,7 @@ def reordered(seed: int) -> None:
 
 
 def colliding(seed: int) -> None:
-    """A block cut so fine that its own weights share seats, run at a moment that the plan does not know."""
+    """The plan cuts a block so fine that its own weights share seats. Then the block is called directly."""
     made = running.case("vit")
     plan = running.known_plan("vit", "auto")
     hidden = torch.randn(1, 5, 16)
@@ -169,7 +172,7 @@ def colliding(seed: int) -> None:
 
 
 class Detour(nn.Module):
-    """Blocks, and one that runs only when it is asked to; it may change a weight of its own."""
+    """Blocks, and two modules that run only if `asks` is set. One of them changes a weight if `counts` is set."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -186,7 +189,7 @@ class Detour(nn.Module):
 
 
 class Scaled(nn.Module):
-    """Owns a weight that it changes, and reads raw weights of a module that it never calls."""
+    """Owns a weight that it may change, and reads weights of a module that it never calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -199,7 +202,7 @@ class Scaled(nn.Module):
 
 
 def _detour(seed: int, spare: bool, counts: bool) -> None:
-    """Every second forward reads weights that the plan does not know."""
+    """Every second forward reads weights that no call of the plan reads."""
     torch.manual_seed(0)
     made = Case(Detour(), {"x": torch.randn(2, 4)})
     plan = plan_of(made, "resident" if counts else "layerwise")
@@ -226,23 +229,23 @@ def _detour(seed: int, spare: bool, counts: bool) -> None:
 
 
 def unread_in_the_arena(seed: int) -> None:
-    """Weights that no call of the plan reads, where the budget has nothing to spare."""
+    """Weights that no call of the plan reads. The budget has no memory to spare, so they go to the arena."""
     _detour(seed, spare=False, counts=False)
 
 
 def unread_beside_the_arena(seed: int) -> None:
-    """The same, where it has."""
+    """The same, but the budget has memory to spare."""
     _detour(seed, spare=True, counts=False)
 
 
 def unread_and_changed(seed: int) -> None:
-    """The same where everything else stays, and the forward changes one of them and weights of the blocks before."""
+    """The same, but all planned weights are resident, and the forward changes weights: an unread one and others."""
     _detour(seed, spare=False, counts=True)
 
 
 @dataclass(eq=False)
 class Counting(nn.Module):
-    """Counts its calls in a buffer, once it is told to."""
+    """Counts its calls in a buffer, if `counts` is set."""
 
     times: Tensor = field(init=False)
 
@@ -258,7 +261,7 @@ class Counting(nn.Module):
 
 
 def changed_unexpectedly(seed: int) -> None:
-    """Weights that the forward changes, and did not when it was planned."""
+    """The forward changes weights that it did not change when it was traced."""
     torch.manual_seed(0)
     made = Case(models.Net([Counting() for _ in range(4)], range(4)), {"x": torch.randn(2, 4)})
     plan = plan_of(made, "layerwise")
@@ -278,7 +281,7 @@ def changed_unexpectedly(seed: int) -> None:
 
 
 def changed_while_streaming(seed: int) -> None:
-    """Weights that the forward changes, in blocks that come and go: they are copied home behind every call."""
+    """The forward changes weights of blocks that stream: they are copied home after every call."""
     torch.manual_seed(0)
     made = Case(models.Net([Counting() for _ in range(4)], range(4)), {"x": torch.randn(2, 4)})
     for block in made.model.blocks:
@@ -292,7 +295,7 @@ def changed_while_streaming(seed: int) -> None:
 
 
 def streaming_changes(made: Case) -> tgo.Plan:
-    """A plan by hand: no strategy lets a weight that changes leave the device."""
+    """A plan made by hand in which changed weights stream. No strategy makes such a plan."""
     trace = running.trace_of(made)
     still = replace(trace, fixed={}, calls=tuple(replace(c, pieces=_without_writes(c)) for c in trace.calls))
     plan = running.tight(still, "sequential")
@@ -314,7 +317,7 @@ def _without_writes(call: Call) -> tuple[Piece, ...]:
 
 
 def trained(seed: int) -> None:
-    """BatchNorm in training: what changes lives on the device, and is home in the end."""
+    """BatchNorm in training: changed weights stay on the device, and are copied home at the end."""
     torch.manual_seed(0)
     made = Case(running.Normed().train(), {"x": torch.randn(4, 8)})
     before = {name: tensor.clone() for name, tensor in made.model.state_dict().items()}
@@ -329,7 +332,7 @@ def trained(seed: int) -> None:
 
 
 def edited(seed: int) -> None:
-    """Weights that are read between blocks, or were fetched already, change between two forwards."""
+    """Weights are edited between two forwards: one that is read between blocks, one that was fetched already."""
     made = running.case("chain")
     with (
         torch.no_grad(),
@@ -346,7 +349,7 @@ def edited(seed: int) -> None:
 
 
 def interrupted(seed: int) -> None:
-    """A block raises, and what was on its way is not trusted any more."""
+    """A block raises. Later forwards must not use bytes whose copies were under way."""
     made = running.case("chain")
     with torch.no_grad():
         wanted = made()

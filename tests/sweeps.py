@@ -1,4 +1,4 @@
-"""What runs often, and what runs only in `make test-all`."""
+"""Splits the cases of a test: a few run in `make test`, the others only in `make test-all`."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ import pytest
 
 
 def mostly_slow(values: Iterable[Any], quick: Collection[Any]) -> list[Any]:
-    """Parameters of a test: those that are not named as quick are marked slow."""
+    """The parameters of a test. All but the quick ones are marked as slow."""
     return [value if value in quick else pytest.param(value, marks=pytest.mark.slow) for value in values]

@@ -1,4 +1,4 @@
-"""Timelines to draw: predicted ones of small plans, and what a run of them might have measured."""
+"""Timelines to draw: predicted ones of small plans, and made-up measured ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ QUICK = ("keep", "layerwise", ("layerwise", {"residents": "spread"}), "resident"
 
 
 def planner(blocks: int, budget: str = "40%", strategy: str = "layerwise", **options: Any) -> tgo.Planner:
-    """A planner for blocks of 90 MiB; every third one computes too briefly to hide the next copy."""
+    """A planner for blocks of 90 MiB. Every third block computes for a short time, and cannot hide the next copy."""
     units = [
         {
             "name": f"transformer_blocks.{i}",
@@ -32,7 +32,7 @@ def predicted(blocks: int, cycles: int = 3, **settings: Any) -> tgo.Timeline:
 
 
 def measured(timeline: tgo.Timeline, seed: int = 0) -> tgo.Timeline:
-    """The same tasks, each a little longer, in the same order and after the same causes."""
+    """The same tasks in the same order, each a little longer. Each one waits for the same tasks as before."""
     chance, lanes, ends = random.Random(seed), dict[str, float](), dict[str, float]()
     spans = []
     for span in timeline.spans:

@@ -1,7 +1,7 @@
-"""One file per device; a file here is a device, nothing lists them.
+"""One file for each device. There is no list of devices: a new file here is a new device.
 
-Besides its device, such a file has two functions, which take what stands behind the name (`1` of "cuda:1") and the
-rate of the link if one is asked for: `check` raises `SettingsError` if there is no such device here, `create` opens it.
+Besides its device, each file has two functions. `check` raises `SettingsError` if there is no such device here, and
+`create` opens it. Both take the number after the colon (`1` in "cuda:1") and the rate of the link, or None.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def check_device(name: str | torch.device | None, link_bytes_per_second: float |
 
 
 def open_device(name: str | torch.device | None, link_bytes_per_second: float | None = None) -> Device[Any]:
-    """Open a device: "cuda", "cuda:1", "cpu", "virtual", "checked" or "checked:7" (the seed); by default the best.
+    """Open a device: "cuda", "cuda:1", "cpu", "virtual", "checked" or "checked:7" (7 is a seed). None: a GPU if any.
 
     >>> device = open_device("cpu")
     >>> device.close()
@@ -48,9 +48,9 @@ def open_device(name: str | torch.device | None, link_bytes_per_second: float | 
 
 
 def _find(name: str | torch.device | None) -> tuple[ModuleType, str]:
-    """The file of a device, and what stands behind its name."""
+    """The file of a device, and the number after the colon of its name."""
     wanted = str(name) if name is not None else "cuda" if torch.cuda.is_available() else "cpu"
     kind, colon, number = wanted.partition(":")
     if kind not in names() or (colon and not number.isdecimal()):
-        raise SettingsError(f"no such device: {wanted!r}; there are {', '.join(names())}, and 'cuda:1', 'checked:7'")
+        raise SettingsError(f"no such device: {wanted!r}; use one of {', '.join(names())}, or 'cuda:1', 'checked:7'")
     return importlib.import_module(f"{__name__}.{kind}"), number

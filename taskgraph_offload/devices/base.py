@@ -1,8 +1,8 @@
-"""What the executor asks of a device, and nothing else. A device knows bytes, lanes and events; no plan and no model.
+"""What a device must offer to the executor. A device knows bytes, lanes and events; it knows no plan and no model.
 
-A lane is a FIFO: it copies, and waits for events of other lanes. `compute` is the lane of whoever calls the model: its
-work is the model's own operators, so it only waits and records. An event is a moment in a lane; it can be recorded
-again, and a wait means the moment that was the latest when the wait was issued.
+A lane is a FIFO. It copies bytes and waits for events of other lanes. In the lane `compute` the model's own operators
+run, so the executor only waits and records there. An event is a moment in a lane. It can be recorded again and again; a
+wait is for the last record before the wait was issued.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Event(Protocol):
     """A moment in a lane."""
 
     def seconds_since(self: E, earlier: E) -> float:
-        """The time from another event to this one; both must have happened."""
+        """The time from another event to this one. Both must have happened."""
         ...
 
     def synchronize(self) -> None:
@@ -35,34 +35,34 @@ class Event(Protocol):
 
 
 class Lane(Protocol[Awaited]):
-    """A FIFO of copies. Nothing here blocks the caller, except on devices whose compute lane is the caller itself."""
+    """A FIFO of copies. No method blocks the caller, except where the compute lane is the caller's own thread."""
 
     def copy(self, target: Tensor, source: Tensor, label: object) -> None:
-        """Copy bytes; `label` is for whoever reports on it."""
+        """Copy bytes. `label` names the copy in error messages."""
         ...
 
     def wait(self, event: Awaited) -> None:
-        """Whatever this lane is given from now on begins when the event has happened."""
+        """Let all later work of this lane wait until the event has happened."""
         ...
 
     def record(self, event: Awaited) -> None:
-        """The event happens when all that this lane was given so far is done."""
+        """Let the event happen when all earlier work of this lane is done."""
         ...
 
 
 class Device(Protocol[E]):
-    """A device: its memory, its three lanes, and what homes on its host need."""
+    """A device: its memory, its three lanes, and page locks for homes in host memory."""
 
     @property
     def lanes(self) -> Mapping[LaneName, Lane[E]]: ...
 
     @property
     def refuses_home_reads(self) -> bool:
-        """Whether an operator that reads a weight at home, unknown to the plan, is an error by name. For tests."""
+        """Whether an operator that reads a weight at home against the plan is an error. For tests."""
         ...
 
     def expect(self, machine: Machine, seconds: Mapping[str, float]) -> None:
-        """The machine and the seconds of each call that the plan assumes. For devices that count time."""
+        """Tell the device the plan's machine and the plan's seconds of each call. For devices that count time."""
         ...
 
     def event(self) -> E:
@@ -70,11 +70,11 @@ class Device(Protocol[E]):
         ...
 
     def allocate(self, nbytes: int) -> Tensor:
-        """Fast memory as bytes, aligned to what a seat needs."""
+        """Allocate fast memory, as bytes, aligned as seats need it."""
         ...
 
     def window(self, memory: Tensor, start: int, nbytes: int) -> Tensor:
-        """Bytes of such memory as a tensor with a storage of its own, so that who copies it copies no more."""
+        """Bytes of such memory as a tensor with its own storage, so that copying it does not copy the whole arena."""
         ...
 
     def pin(self, home: Tensor) -> None:
@@ -86,35 +86,35 @@ class Device(Protocol[E]):
         ...
 
     def begin(self) -> None:
-        """A forward begins: from now on the compute lane is the caller's."""
+        """A forward begins: from now on, the compute lane is that of the calling thread."""
         ...
 
     def reached(self, label: object, memory: Tensor, reads: Sequence[Range], writes: Sequence[Range]) -> None:
-        """The compute lane begins a call that touches these bytes. For devices that check, or that count time."""
+        """A call begins in the compute lane and uses these bytes. For devices that check accesses, or count time."""
         ...
 
     def synchronize(self) -> None:
-        """Block the caller until every lane is done; raise what went wrong in one of them since, once."""
+        """Block the caller until every lane is done. If a lane failed, raise its error, once."""
         ...
 
     def peak_bytes(self) -> int | None:
-        """The most bytes in use since the device was opened, if it can tell."""
+        """The most bytes in use since the device was opened, or None if the device cannot tell."""
         ...
 
     def close(self) -> None:
-        """End the lanes; nothing may be issued any more."""
+        """End the lanes. The device cannot be used any more."""
         ...
 
 
 def refuse_link(kind: str, link_bytes_per_second: float | None) -> None:
-    """A device whose copies cannot be slowed refuses a rate."""
+    """Raise if a rate is given for a device whose copies cannot be slowed down."""
     if link_bytes_per_second is not None:
         raise SettingsError(
-            f"link_bytes_per_second={link_bytes_per_second!r} with device {kind!r}; "
-            "it is for device='cpu', which then copies as slowly as a real link"
+            f"link_bytes_per_second={link_bytes_per_second!r} with device {kind!r}: "
+            "only device='cpu' can slow its copies down to the rate of a link"
         )
 
 
 def refuse_closed() -> None:
-    """A device that was closed does nothing any more: an executor closes the one that it was given when it detaches."""
-    raise ExecutionError("this device is closed; open another one with open_device(), or give its name")
+    """Raise because the device is closed. An executor closes its device when it detaches, also one it was given."""
+    raise ExecutionError("this device is closed; open another one with open_device(), or give the executor a name")

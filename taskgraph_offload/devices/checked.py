@@ -1,12 +1,12 @@
-"""The CPU as a device that trusts nobody: for tests.
+"""The CPU as a device that checks every access to its memory. For tests.
 
-Every copy and every call is an access to bytes by a lane. Two accesses to the same byte, one of them a write, must be
-ordered by events, or an error names both. Copies wait in their lanes and run as late as the events allow, or as early,
-as a seed decides; memory that nobody has written, or that a copy is about to overwrite, is poison.
+Every copy and every call is an access to bytes by a lane. If two lanes access the same byte, and one of them writes,
+events must order the two; if not, an error names both. A seed decides whether copies run as early as the events
+allow, or as late. Memory that was never written, or that a copy is about to overwrite, holds poison.
 
-    clock of a lane     how many accesses of each lane are known to be over before whatever it does next
-    record              the event takes the lane's clock along
-    wait                the lane knows what the event knows
+    clock of a lane     for each lane: how many of its accesses are certainly over before this lane's next one
+    record              the event takes over the lane's clock
+    wait                the lane adds the event's clock to its own
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NOTHING_KNOWN: Mapping[str, int] = {}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Access:
-    """Bytes `[start, stop)`, by address, that a lane touches; `number` counts the lane's accesses."""
+    """A lane reads or writes the bytes `[start, stop)`, by address. `number` counts the lane's accesses."""
 
     lane: str
     number: int
@@ -50,7 +50,7 @@ class Access:
 
 
 class CheckedEvent:
-    """A moment in a lane, and what is known to be over then."""
+    """A moment in a lane, and the accesses that are certainly over then."""
 
     def __init__(self, device: CheckedDevice) -> None:
         self._device = device
@@ -62,7 +62,7 @@ class CheckedEvent:
     def seconds_since(self, earlier: CheckedEvent) -> float:
         """The time between two events."""
         if self.happened < self.recorded or earlier.happened < earlier.recorded:
-            raise ExecutionError("somebody asks for the time of an event that has not happened")
+            raise ExecutionError("this event has not happened yet, so it has no time")
         return self.seconds - earlier.seconds
 
     def synchronize(self) -> None:
@@ -70,13 +70,13 @@ class CheckedEvent:
         self._device.host_waits_for(self)
 
     def happen(self, number: int) -> None:
-        """Everything before it is done."""
+        """Happen: all earlier work of the lane is done."""
         self.happened, self.seconds = number, time.perf_counter()
 
 
 @dataclass(eq=False)
 class CheckedLane:
-    """A lane: what it knows, and what it was given and has not done yet."""
+    """A lane: its clock, and the work that it has not done yet."""
 
     name: str
     device: CheckedDevice
@@ -84,15 +84,15 @@ class CheckedLane:
     waiting: deque[_Deed] = field(default_factory=deque)
 
     def copy(self, target: Tensor, source: Tensor, label: object) -> None:
-        """Check the copy now, run it some time."""
+        """Check the copy now, run it later."""
         if target.nbytes != source.nbytes:
-            raise ExecutionError(f"{label} copies {source.nbytes} bytes onto {target.nbytes}")
+            raise ExecutionError(f"{label} copies {source.nbytes} bytes to {target.nbytes} bytes")
         self.device.touch(self, str(label), source, [(0, source.nbytes)], writes=False)
         self.device.touch(self, str(label), target, [(0, target.nbytes)], writes=True)
         self._give(_Deed(lambda: copy_bytes(target, source), poisons=target))
 
     def wait(self, event: CheckedEvent) -> None:
-        """Know what the event knows; do nothing before it has happened."""
+        """Add the event's clock to this lane's, and do nothing before the event has happened."""
         if not event.recorded:
             raise ExecutionError(f"the {self.name} lane waits for an event that nobody has recorded")
         merge(self.clock, event.clock)
@@ -100,18 +100,18 @@ class CheckedLane:
         self._give(_Deed(lambda: None, after=event, after_number=number))
 
     def record(self, event: CheckedEvent) -> None:
-        """The event knows what the lane knows, and happens when the lane gets to it."""
+        """Give the event this lane's clock. It happens when all earlier work of the lane is done."""
         merge(self.clock, self.device.host)
         event.recorded, event.clock, event.lane = event.recorded + 1, dict(self.clock), self
         number = event.recorded
         self._give(_Deed(lambda: event.happen(number)))
 
     def step(self) -> bool:
-        """Do the next thing, or begin it; false if there is none, or if it must wait for an event."""
+        """Do, or begin, the lane's next work. Returns False if there is none, or if it must wait for an event."""
         if not self.waiting or not self.waiting[0].is_allowed:
             return False
         deed = self.waiting[0]
-        if deed.poisons is not None:  # from here on the target's bytes are anything
+        if deed.poisons is not None:  # the copy begins: from here on, the target may hold anything
             fill(deed.poisons, POISON)
             deed.poisons = None
         else:
@@ -121,14 +121,14 @@ class CheckedLane:
 
     def _give(self, deed: _Deed) -> None:
         self.waiting.append(deed)
-        if self.name == "compute":  # its operators run when they are called, so everything before them must have
+        if self.name == "compute":  # the model's operators run at once, so all work before them must be done now
             self.device.finish(self)
         self.device.stir()
 
 
 @dataclass
 class _Deed:
-    """Something that a lane was given to do, the event it must wait for, and the bytes that are poison meanwhile."""
+    """Work of a lane, the event that it must wait for, and the bytes to poison when it begins."""
 
     do: Callable[[], None]
     after: CheckedEvent | None = None
@@ -141,7 +141,7 @@ class _Deed:
 
 
 class CheckedDevice(HostMemory):
-    """The CPU, checked. Runs in the caller's thread; the same seed runs the same way."""
+    """The CPU, checked. Everything runs in the caller's thread. The same seed always gives the same order."""
 
     refuses_home_reads = True
 
@@ -149,21 +149,21 @@ class CheckedDevice(HostMemory):
         self.start_over(seed)
 
     def start_over(self, seed: int) -> None:
-        """Be as new, with another seed."""
+        """Become a new device with another seed."""
         self._random, self._is_closed = random.Random(seed), False
-        self._haste = self._random.choice((0.0, 0.3, 1.0))  # how willingly copies run before somebody needs them
+        self._haste = self._random.choice((0.0, 0.3, 1.0))  # how often copies run before a lane waits for them
         names: tuple[LaneName, ...] = ("compute", "h2d", "d2h")
         self.lanes: Mapping[LaneName, CheckedLane] = {name: CheckedLane(name, self) for name in names}
-        self.host: Clock = {}  # what the host knows to be over; whatever it issues comes later
+        self.host: Clock = {}  # what is certainly over for the host, and so for all that it issues later
         self.accesses: list[Access] = []
-        self._memory: list[tuple[Tensor, numpy.ndarray]] = []  # with, for each byte, whether anybody has written it
+        self._memory: list[tuple[Tensor, numpy.ndarray]] = []  # and for each byte, whether it was ever written
 
     def event(self) -> CheckedEvent:
         """A new event."""
         return CheckedEvent(self)
 
     def allocate(self, nbytes: int) -> Tensor:
-        """Poison. Work of the compute lane before this moment may still use the same bytes for something else."""
+        """New memory full of poison. The compute lane may have used it before, so later copies must wait for that."""
         memory = bytes_of(new_pages(nbytes), 0, nbytes)
         fill(memory, POISON)
         start, stop = memory.data_ptr(), memory.data_ptr() + nbytes
@@ -174,7 +174,7 @@ class CheckedDevice(HostMemory):
         return memory
 
     def begin(self) -> None:
-        """The caller is the compute lane anyway."""
+        """Refuse if the device is closed. The compute lane is always the caller."""
         if self._is_closed:
             refuse_closed()
 
@@ -185,13 +185,13 @@ class CheckedDevice(HostMemory):
         self.touch(compute, str(label), memory, writes, writes=True)
 
     def synchronize(self) -> None:
-        """Run everything."""
+        """Do all work of all lanes."""
         for lane in self.lanes.values():
             self.finish(lane)
             merge(self.host, lane.clock)
 
     def close(self) -> None:
-        """Whoever still looks at this device's memory sees poison. Nothing may be under way any more."""
+        """Fill all memory with poison, so that a tensor that still shows it is found out. Raise if copies wait."""
         if any(lane.waiting for lane in self.lanes.values()):
             raise ExecutionError("the device is closed while copies are under way")
         self._is_closed = True
@@ -199,7 +199,7 @@ class CheckedDevice(HostMemory):
             fill(memory, POISON)
 
     def touch(self, lane: CheckedLane, label: str, memory: Tensor, ranges: Sequence[Range], writes: bool) -> None:
-        """A lane accesses bytes: refuse what is not ordered, and reads of what was never written."""
+        """A lane accesses bytes. Raise if no event orders this, or if it reads bytes that were never written."""
         merge(lane.clock, self.host)
         number = lane.clock[lane.name] = lane.clock.get(lane.name, 0) + 1
         for start, stop in ranges:
@@ -212,7 +212,7 @@ class CheckedDevice(HostMemory):
                 self._remember(access, near)
 
     def stir(self) -> None:
-        """Let copies run ahead of their need, as the seed has it."""
+        """Run some copies before a lane waits for them, as the seed decides."""
         while self._random.random() < self._haste:
             if not self._random.choice(list(self.lanes.values())).step() and self._haste < 1:
                 return
@@ -220,13 +220,13 @@ class CheckedDevice(HostMemory):
                 return
 
     def finish(self, lane: CheckedLane) -> None:
-        """Run all that a lane was given, and of the other lanes only what it waits for."""
+        """Do all work of a lane, and of the other lanes only what it waits for."""
         while lane.waiting:
             if not lane.step():
                 self._bring_about(lane.waiting[0])
 
     def host_waits_for(self, event: CheckedEvent) -> None:
-        """The host goes on when the event has happened."""
+        """Block the host until the event has happened."""
         merge(self.host, event.clock)
         if event.lane is not None:
             self._bring_about(_Deed(lambda: None, after=event, after_number=event.recorded))
@@ -256,7 +256,7 @@ class CheckedDevice(HostMemory):
                     raise ExecutionError(f"poison: nobody has written all of what {access}")
 
     def _remember(self, access: Access, near: Sequence[Access]) -> None:
-        """Forget what can no longer matter: what this access, which is later, covers."""
+        """Remember an access. Forget older ones that it covers: what is ordered after it is ordered after them, too."""
         for other in near:
             again = other.lane == access.lane and not other.writes
             if (access.writes or again) and access.start <= other.start and other.stop <= access.stop:
@@ -265,18 +265,18 @@ class CheckedDevice(HostMemory):
 
 
 def merge(clock: Clock, other: Mapping[str, int]) -> None:
-    """Know what another clock knows."""
+    """Add to a clock what another one knows."""
     for lane, number in other.items():
         clock[lane] = max(clock.get(lane, 0), number)
 
 
 def fill(memory: Tensor, value: int) -> None:
-    """Every byte the same, unseen by dispatch modes."""
+    """Set every byte to a value. Dispatch modes do not see this."""
     ctypes.memset(memory.data_ptr(), value, memory.nbytes)
 
 
 def check(number: str, link_bytes_per_second: float | None) -> None:
-    """Any seed will do."""
+    """Every number is a seed. There is no rate."""
     refuse_link("checked", link_bytes_per_second)
 
 

@@ -1,7 +1,7 @@
-"""The CPU as a device: its fast memory is memory, its copy lanes are threads, its link may be as slow as a real one.
+"""The CPU as a device. Fast memory is host memory, each copy lane is a thread, and the link can be slowed down.
 
-The compute lane is the caller's own thread, so waiting there blocks. A copy runs without Python's global lock, so
-compute and copies overlap as they do on a GPU.
+The compute lane is the caller's own thread, so a wait there blocks the caller. A copy does not hold Python's global
+lock, so compute and copies overlap as they do on a GPU.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from .base import Range, refuse_closed
 
 
 class Failure:
-    """What went wrong in a thread, until somebody takes care of it."""
+    """The first error in a copy thread, until it is raised in the caller's thread."""
 
     def __init__(self) -> None:
         self.error: BaseException | None = None
 
     def check(self) -> None:
-        """Raise what went wrong, if anything did: what a lane was to bring is not there."""
+        """Raise the error, if there is one: the bytes of that copy did not arrive."""
         if self.error is not None:
             raise ExecutionError(f"a copy failed: {self.error!r}; call the model again") from self.error
 
@@ -41,8 +41,8 @@ class Failure:
 class CpuEvent:
     """A moment in a lane: how often it was recorded, how often it has happened, and when it last did.
 
-    Who waits leaves a locked lock, and locks it once more; the lane unlocks it. An interrupt can leave nothing half
-    done, as it could with a `threading.Condition`.
+    A thread that waits appends a locked lock to `waiting` and tries to lock it again; the lane unlocks it. We use no
+    `threading.Condition`, because an interrupt (such as Ctrl-C) could leave it half done.
     """
 
     __slots__ = ("_failure", "happened", "recorded", "seconds", "waiting")
@@ -65,22 +65,22 @@ class CpuEvent:
             self._failure.check()
 
     def wait(self, number: int) -> None:
-        """Block until the event has happened so many times, right or wrong."""
+        """Block until the event has happened `number` times, even if a copy failed."""
         if self.happened < number:
             lock = threading.Lock()
             lock.acquire()
             self.waiting.append((number, lock))
-            if self.happened < number:  # from here on it finds the lock
+            if self.happened < number:  # if it happens from here on, the lane finds the lock and unlocks it
                 lock.acquire()
 
     def happen(self, number: int) -> None:
-        """It happens, and whoever waits is told."""
+        """Happen for the `number`th time, and wake the threads that wait for that."""
         self.seconds, self.happened = time.perf_counter(), number
         if self.waiting:
             self.wake(number)
 
     def wake(self, number: int) -> None:
-        """Tell whoever waits that the event has happened so many times."""
+        """Wake the threads that wait until the event has happened `number` times."""
         for _ in range(len(self.waiting)):
             wanted, lock = self.waiting.popleft()
             if wanted <= number:
@@ -109,17 +109,17 @@ class ComputeLane:
 
 
 class CopyLane:
-    """A thread that copies, one copy after another, at the link's rate if it has one."""
+    """A thread that does one copy after another, at the rate of the link if one is given."""
 
     def __init__(self, name: str, bytes_per_second: float | None, failure: Failure) -> None:
         self._rate, self._failure = bytes_per_second, failure
-        self._free_at = 0.0  # when the link has carried all that it was given
+        self._free_at = 0.0  # when the link has carried all copies so far
         self._issued: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=f"taskgraph_offload {name}", daemon=True)
         self._thread.start()
 
     def copy(self, target: Tensor, source: Tensor, label: object) -> None:
-        """Copy when all before it is done."""
+        """Copy after all earlier work of this lane."""
         self._issued.put(partial(self._carry, target, source))
 
     def wait(self, event: CpuEvent) -> None:
@@ -128,26 +128,26 @@ class CopyLane:
             self._issued.put(partial(event.wait, event.recorded))
 
     def record(self, event: CpuEvent) -> None:
-        """The event happens when the thread gets to it."""
+        """Let the event happen after all earlier work of this lane."""
         event.recorded += 1
         self._issued.put(partial(event.happen, event.recorded))
 
     def close(self) -> None:
-        """End the thread when it has done all that it was given."""
+        """End the thread after all its work."""
         self._issued.put(None)
-        if threading.current_thread() is not self._thread:  # garbage may be collected anywhere
+        if threading.current_thread() is not self._thread:  # the garbage collector may call this in any thread
             self._thread.join()
 
     def _run(self) -> None:
         while (command := self._issued.get()) is not None:
             try:
                 command()
-            except BaseException as error:  # the lane goes on, or whoever waits for it would wait for ever
+            except BaseException as error:  # go on: otherwise a thread that waits for this lane never wakes up
                 self._failure.error = self._failure.error or error
-            del command  # an idle thread keeps no memory
+            del command  # it holds tensors, which an idle thread must not keep alive
 
     def _carry(self, target: Tensor, source: Tensor) -> None:
-        # The link's own clock: oversleeping one copy must not delay the next.
+        # The link has its own clock, so that sleeping too long after one copy does not delay the next one.
         #
         #     asked for     |a          |b |c
         #     link          [--- a ---) [--- b ---)[--- c ---)
@@ -160,30 +160,30 @@ class CopyLane:
 
 
 class HostMemory:
-    """What all devices share whose memory is the host's."""
+    """The part that is the same in all devices whose memory is host memory."""
 
     refuses_home_reads = False
 
     def window(self, memory: Tensor, start: int, nbytes: int) -> Tensor:
-        """Bytes of such memory, with a storage of their own."""
+        """Bytes of such memory as a tensor with its own storage."""
         return bytes_of(memory.numpy(), start, nbytes)
 
     def expect(self, machine: Machine, seconds: Mapping[str, float]) -> None:
-        """Nothing to do: this device takes the time it takes."""
+        """Nothing to do: this device runs in real time."""
 
     def pin(self, home: Tensor) -> None:
-        """Nothing to do: all memory is alike."""
+        """Nothing to do: all host memory is equally fast."""
 
     def unpin(self, home: Tensor) -> None:
         """Nothing to undo."""
 
     def peak_bytes(self) -> int | None:
-        """Unknown: torch does not count what it takes on the CPU."""
+        """None: torch does not count memory on the CPU."""
         return None
 
 
 class CpuDevice(HostMemory):
-    """The CPU as a device; `link_bytes_per_second` slows each direction of copies to a link's rate."""
+    """The CPU as a device. `link_bytes_per_second` slows copies down to this rate, in each direction."""
 
     def __init__(self, link_bytes_per_second: float | None = None) -> None:
         self._failure = Failure()
@@ -204,17 +204,17 @@ class CpuDevice(HostMemory):
         return bytes_of(new_pages(nbytes), 0, nbytes)
 
     def begin(self) -> None:
-        """The caller is the compute lane anyway. The threads of the others are in one process only."""
+        """Refuse if the device is closed, or in a forked process: the copy threads run only in the old one."""
         if self._is_closed:
             refuse_closed()
         if os.getpid() != self._process:
             raise ExecutionError(
-                "this process was forked from one in which the model is attached, and has no threads that copy: "
-                "attach in this process, not before the fork"
+                "the model was attached before this process was forked, and threads that copy do not survive a fork: "
+                "attach in the new process, not before the fork"
             )
 
     def reached(self, label: object, memory: Tensor, reads: Sequence[Range], writes: Sequence[Range]) -> None:
-        """Nothing to do: this device checks nothing."""
+        """Nothing to do: this device checks no accesses."""
 
     def synchronize(self) -> None:
         """Block until both copy threads are done."""
@@ -236,11 +236,11 @@ class CpuDevice(HostMemory):
 
     @property
     def _is_forked(self) -> bool:
-        """Whether this is a copy in another process, where nothing is under way and nobody is there to do it."""
+        """Whether this process was forked after the device was opened. Then the device has no threads and no work."""
         return os.getpid() != self._process
 
     def _raise_once(self) -> None:
-        """Whoever waits for everything takes care of what went wrong."""
+        """Raise the error of a copy, if there is one, and forget it."""
         try:
             self._failure.check()
         finally:
@@ -248,26 +248,26 @@ class CpuDevice(HostMemory):
 
 
 def copy_bytes(target: Tensor, source: Tensor) -> None:
-    """One memcpy, in one thread, without Python's global lock and unseen by dispatch modes."""
+    """One memcpy in one thread. It does not hold Python's global lock, and dispatch modes do not see it."""
     ctypes.memmove(target.data_ptr(), source.data_ptr(), target.nbytes)
 
 
 def new_pages(nbytes: int) -> mmap.mmap:
-    """Memory from the operating system, which gets it back as soon as nobody looks at it."""
+    """Memory from the operating system. It goes back as soon as no tensor uses it."""
     if hasattr(mmap, "MAP_ANONYMOUS"):
         return mmap.mmap(-1, max(nbytes, mmap.PAGESIZE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return mmap.mmap(-1, max(nbytes, mmap.PAGESIZE))
 
 
 def bytes_of(buffer: mmap.mmap | numpy.ndarray, start: int, nbytes: int) -> Tensor:
-    """Bytes of a buffer as a tensor with a storage of its own; it keeps the buffer."""
+    """Bytes of a buffer as a tensor with its own storage. The tensor keeps the buffer alive."""
     if nbytes == 0:
         return torch.empty(0, dtype=torch.uint8)
     return torch.frombuffer(buffer, dtype=torch.uint8, count=nbytes, offset=start)
 
 
 def check(number: str, link_bytes_per_second: float | None) -> None:
-    """There is one CPU; its link has a rate above zero."""
+    """Raise if this is not the one CPU, or if the rate is not above zero."""
     if number not in ("", "0"):
         raise SettingsError(f"no such device: 'cpu:{number}'; there is one 'cpu'")
     if link_bytes_per_second is not None and not link_bytes_per_second > 0:

@@ -1,6 +1,6 @@
-"""An NVIDIA GPU: compute on the caller's current stream, one stream for each direction of copies.
+"""An NVIDIA GPU. The model computes in the caller's current stream; each direction of copies has its own stream.
 
-Events order the streams; the host waits for nothing but `synchronize`.
+Events order the streams. The host waits only in `synchronize`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class CudaEvent:
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
         self.moment = torch.cuda.Event(enable_timing=True)
-        self.moment.record(stream)  # CUDA makes the event now, and not in the middle of a forward
+        self.moment.record(stream)  # makes CUDA create the event now, not in the middle of a forward
 
     def seconds_since(self, earlier: CudaEvent) -> float:
         """The time between two events, on the device's clock."""
@@ -47,28 +47,28 @@ class CudaLane:
         self.stream = stream
 
     def copy(self, target: Tensor, source: Tensor, label: object) -> None:
-        """Copy in this stream, unseen by dispatch modes."""
+        """Copy in this stream. Dispatch modes do not see it."""
         with _disable_current_modes(), torch.cuda.stream(self.stream):
             target.copy_(source, non_blocking=True)
 
     def wait(self, event: CudaEvent) -> None:
-        """The stream waits, not the host."""
+        """Let the stream wait for the event. The host does not wait."""
         self.stream.wait_event(event.moment)
 
     def record(self, event: CudaEvent) -> None:
-        """The event happens when the stream gets to it."""
+        """Let the event happen after all earlier work of the stream."""
         event.moment.record(self.stream)
 
 
 class CallersLane(CudaLane):
-    """The stream that the caller computes in, which may be another one each time it is asked for."""
+    """The stream that the caller computes in. The caller may change it at any time."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(torch.cuda.current_stream(device))
         self._device, self._handover = device, CudaEvent(self.stream)
 
     def follow(self) -> None:
-        """Go on in the caller's stream, behind what was computed in another one before."""
+        """Go on in the caller's current stream, after the work in the stream before."""
         stream = torch.cuda.current_stream(self._device)
         if stream != self.stream:
             super().record(self._handover)
@@ -76,19 +76,19 @@ class CallersLane(CudaLane):
             super().wait(self._handover)
 
     def wait(self, event: CudaEvent) -> None:
-        """The caller's stream waits."""
+        """Let the caller's stream wait for the event."""
         self.follow()
         super().wait(event)
 
     def record(self, event: CudaEvent) -> None:
-        """The event happens when all streams get to it that the caller has computed in."""
+        """Let the event happen after all earlier work in all streams of the caller."""
         self.follow()
         super().record(event)
 
 
 @dataclass(frozen=True, slots=True)
 class _Bytes:
-    """Device memory that torch can look at as a storage of its own; torch keeps this object, which keeps the memory."""
+    """A part of device memory. Torch makes a tensor with its own storage from it, and keeps it and its memory alive."""
 
     memory: Tensor
     start: int
@@ -113,24 +113,24 @@ class CudaDevice:
         self._peak_before = torch.cuda.max_memory_allocated(self.device)
 
     def expect(self, machine: Machine, seconds: Mapping[str, float]) -> None:
-        """Nothing to do: the card takes the time it takes."""
+        """Nothing to do: the card runs in real time."""
 
     def event(self) -> CudaEvent:
         """A new event."""
         return CudaEvent(self._compute.stream)
 
     def allocate(self, nbytes: int) -> Tensor:
-        """Memory from torch's allocator, which aligns it to 512 bytes, in the caller's stream."""
+        """Allocate with torch, in the caller's stream. Torch aligns memory to 512 bytes."""
         return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
 
     def window(self, memory: Tensor, start: int, nbytes: int) -> Tensor:
-        """Bytes of such memory, with a storage of their own."""
+        """Bytes of such memory as a tensor with its own storage."""
         if nbytes == 0:
             return torch.empty(0, dtype=torch.uint8, device=self.device)
         return torch.as_tensor(_Bytes(memory, start, nbytes), device=self.device)
 
     def pin(self, home: Tensor) -> None:
-        """Lock pages of exactly this size, for every GPU; torch's own pinned memory rounds up to powers of two."""
+        """Lock the pages of this memory for every GPU. Torch's own pinned memory is rounded up to powers of two."""
         if home.nbytes:
             with torch.cuda.device(self.device):
                 code = torch.cuda.cudart().cudaHostRegister(home.data_ptr(), home.nbytes, _PORTABLE)
@@ -143,51 +143,53 @@ class CudaDevice:
                 self._check(torch.cuda.cudart().cudaHostUnregister(home.data_ptr()), "unlock", home.nbytes)
 
     def begin(self) -> None:
-        """Compute in the caller's stream. One that is captured cannot."""
+        """Compute in the caller's stream. Refuse a stream that records a CUDA graph."""
         with torch.cuda.device(self.device):
             is_capturing = torch.cuda.is_current_stream_capturing()
         if is_capturing:
             raise ExecutionError(
                 "CUDA graphs are not supported: a graph replays fixed addresses, but the weights of an offloaded model "
-                'move; detach before the capture, and do not compile with mode="reduce-overhead"'
+                'move. Detach before the capture, and do not compile with mode="reduce-overhead"'
             )
         self._compute.follow()
 
     def reached(self, label: object, memory: Tensor, reads: Sequence[Range], writes: Sequence[Range]) -> None:
-        """The caller may have changed its stream within the forward. Checks nothing."""
+        """Follow the caller, who may have changed the stream within the forward. Checks no accesses."""
         self._compute.follow()
 
     def synchronize(self) -> None:
-        """Block until the device is done."""
+        """Block the host until the device has done all work."""
         torch.cuda.synchronize(self.device)
 
     def peak_bytes(self) -> int | None:
-        """The most that torch's allocator had given away since then, if that is more than ever before.
+        """The peak of torch's allocator, if it is higher than before this device was opened; else None.
 
-        Torch keeps one peak, and it is the user's to reset.
+        Torch keeps only one peak. We do not reset it, because it belongs to the user.
         """
         peak = torch.cuda.max_memory_allocated(self.device)
         return peak if peak > self._peak_before else None
 
     def close(self) -> None:
-        """Nothing to end: streams are torch's own."""
+        """Nothing to end: the streams belong to torch."""
 
     def _check(self, code: Any, verb: str, nbytes: int) -> None:
         if int(code) != 0:
             self._clear_error()
-            raise ExecutionError(f"CUDA could not {verb} {nbytes} bytes of host memory: {code}; is there enough of it?")
+            raise ExecutionError(
+                f"CUDA could not {verb} {nbytes} bytes of host memory ({code}); is there enough free host memory?"
+            )
 
     def _clear_error(self) -> None:
-        """Or torch would take CUDA's last error for that of its own next kernel."""
+        """Clear CUDA's last error. Otherwise torch raises it after its next kernel."""
         if (get := getattr(torch.cuda.cudart(), "cudaGetLastError", None)) is not None:
             get()
         else:
             with suppress(RuntimeError):
-                torch.zeros(1, device=self.device)  # a kernel, after which torch asks for the error
+                torch.zeros(1, device=self.device)  # runs a kernel, after which torch reads and clears the error
 
 
 def check(number: str, link_bytes_per_second: float | None) -> None:
-    """The GPU has to be there."""
+    """Raise if torch sees no such GPU."""
     refuse_link("cuda", link_bytes_per_second)
     if not torch.cuda.is_available():
         raise SettingsError("device 'cuda' is not available here; device='cpu' runs every plan anywhere")

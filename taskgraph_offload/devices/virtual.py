@@ -1,18 +1,18 @@
-"""A machine that is not here: it runs every plan for real, on the CPU, but it counts time instead of measuring it.
+"""A simulated machine. It runs every plan for real, on the CPU, but it counts time instead of measuring it.
 
-Each lane has a clock. What the lane does moves its clock on, by the seconds that the machine would take:
+Each lane has a clock. The lane's work moves the clock on by the seconds that the machine would take:
 
-    copy        by latency + bytes / rate
-    reached     the compute lane comes to a call: by the seconds of that call
-    wait        to the time of the event, if that is later
-    record      not at all: the event takes the time of the clock
+    copy        adds latency + bytes / rate
+    reached     a call begins in the compute lane: adds the seconds of that call
+    wait        sets the clock to the time of the event, if that is later
+    record      adds nothing: the event takes the time of the clock
 
                 0         1         2         3         4   seconds
     h2d         [-- a ----|-- b ---------)
     compute               [-- a --)      [-- b --)          b waits: compute's clock goes on to the end of copy b
 
-Bytes are copied at once, in the caller's thread, so outputs are those of the plain model. The measured timeline is
-exact: it does not depend on this computer or on what else runs on it. The host takes no time, as in a prediction.
+Bytes are copied at once, in the caller's thread, so the outputs are those of the plain model. The measured timeline is
+exact: it does not depend on this computer, or on what else runs on it. The host takes no time, as in a prediction.
 """
 
 from __future__ import annotations
@@ -41,36 +41,36 @@ class VirtualEvent:
         return self.seconds - earlier.seconds
 
     def synchronize(self) -> None:
-        """Nothing to wait for: whatever was issued is done."""
+        """Nothing to wait for: everything that was issued is done."""
 
 
 @dataclass(eq=False, slots=True)
 class VirtualLane:
-    """A lane that copies at once, and counts what the copy would take. The compute lane copies in no time."""
+    """A lane that copies at once, and counts the seconds that the copy would take. The compute lane counts none."""
 
     name: LaneName
     device: VirtualDevice
     clock: float = 0.0
 
     def copy(self, target: Tensor, source: Tensor, label: object) -> None:
-        """Copy the bytes; the clock goes on by what the link takes."""
+        """Copy the bytes, and move the clock on by the link's seconds."""
         copy_bytes(target, source)
         if self.name != "compute":
             self.clock += self.device.machine.copy_seconds(self.name, target.nbytes)
 
     def wait(self, event: VirtualEvent) -> None:
-        """The clock goes on to the event."""
+        """Move the clock on to the time of the event."""
         self.clock = max(self.clock, event.seconds)
 
     def record(self, event: VirtualEvent) -> None:
-        """The event happens now."""
+        """Let the event happen at the time of the clock."""
         event.seconds = self.clock
 
 
 class VirtualDevice(HostMemory):
-    """A machine of any rates. By default it is what the plan was made for, and each call takes what the plan says.
+    """A simulated machine. By default it is the plan's machine, and each call takes the plan's seconds.
 
-    `seconds` are for calls, by name, that take another time than planned.
+    `machine` sets another one; `seconds` sets the time of single calls, by name.
 
     >>> import torch, taskgraph_offload as tgo
     >>> model, x = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(8))), torch.ones(1, 64)
@@ -89,7 +89,7 @@ class VirtualDevice(HostMemory):
         self._is_closed = False
 
     def expect(self, machine: Machine, seconds: Mapping[str, float]) -> None:
-        """Be the machine of the plan, except for what was given."""
+        """Become the plan's machine, except for the arguments that were given."""
         self.machine = self._machine_given or machine
         self._seconds = {**seconds, **self._seconds_given}
 
@@ -102,32 +102,32 @@ class VirtualDevice(HostMemory):
         return bytes_of(new_pages(nbytes), 0, nbytes)
 
     def begin(self) -> None:
-        """The caller is the compute lane anyway."""
+        """Refuse if the device is closed. The compute lane is always the caller."""
         if self._is_closed:
             refuse_closed()
 
     def reached(self, label: object, memory: Tensor, reads: Sequence[Range], writes: Sequence[Range]) -> None:
-        """A call begins; the compute lane's clock goes on to its end."""
+        """A call begins: move the compute lane's clock on to its end."""
         self.lanes["compute"].clock += self._seconds.get(str(label), 0.0)
 
     def synchronize(self) -> None:
-        """Whatever comes next comes after all that any lane has done."""
+        """Set all clocks to the latest one: later work comes after all earlier work."""
         now = max(lane.clock for lane in self.lanes.values())
         for lane in self.lanes.values():
             lane.clock = now
 
     def close(self) -> None:
-        """Nothing is under way."""
+        """Close. There is nothing to end."""
         self._is_closed = True
 
 
 def check(number: str, link_bytes_per_second: float | None) -> None:
-    """Its machine is the plan's; another one is given to `VirtualDevice`."""
+    """Raise if there is a number or a rate. To set another machine, make a `VirtualDevice`."""
     refuse_link("virtual", link_bytes_per_second)
     if number:
         raise SettingsError(f"no such device: 'virtual:{number}'; there is one 'virtual'")
 
 
 def create(number: str, link_bytes_per_second: float | None) -> VirtualDevice:
-    """Open a device that is the machine of the plan."""
+    """Open a device that simulates the plan's machine."""
     return VirtualDevice()

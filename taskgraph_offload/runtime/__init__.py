@@ -1,1 +1,1 @@
-"""The parts of the executor: what happens at a boundary, who sits where, what is under way, what was measured."""
+"""Runs a plan on a model: moves weights, follows the model's forward, copies what each call needs, measures it all."""

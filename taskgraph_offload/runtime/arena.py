@@ -1,7 +1,7 @@
-"""The device memory that holds all seats: what is in it, and every copy into it and out of it.
+"""The device memory that holds all seats: what is in it, and every copy of weights into it and out of it.
 
-Each copy waits for whoever touched the same bytes before. The plan decides when a copy comes; this module makes sure
-that it overwrites nothing that is still in use, and loads what is missing.
+The plan decides when a copy is issued. This module makes each copy wait for the tasks that used the same bytes before,
+so that it overwrites nothing that is in use. It also loads what a call reads and the plan did not bring.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ from .tensors import WeightTensor, edited_weights, point_home
 
 @dataclass(slots=True)
 class Segment:
-    """Bytes with one history: the bundle that they hold, the copy that brought it, who last read or copied them."""
+    """Bytes with one history: the bundle that they hold, and the last task of each lane that touched them.
+
+    `arrived` counts in the lane h2d, `used` in compute, `copied_out` in d2h.
+    """
 
     holder: str | None = None
     arrived: int = 0
@@ -34,14 +37,14 @@ class Segment:
 
 
 class SeatTable:
-    """Who holds which bytes of the arena, and which task of each lane touched them last.
+    """Which bundle is in which bytes of the arena, and which task of each lane touched them last.
 
         arena      |------ blocks.3 ------|--- blocks.4 ---|---- (nobody) ----|------ always ------|
         holder       blocks.3               blocks.4         None               always
         arrived      h2d 17                 h2d 18           -                  h2d 1
         used         compute 9              compute 8        compute 8          compute 9
 
-    Segment i is [cuts[i], cuts[i + 1]). A bundle has one seat, so the holder says which bytes a segment holds.
+    Segment i is [cuts[i], cuts[i + 1]). A bundle has one seat, so its name says which of its bytes are in a segment.
     """
 
     def __init__(self, nbytes: int, used: int = 0) -> None:
@@ -49,7 +52,7 @@ class SeatTable:
         self._segments = [Segment(used=used)]
 
     def fill(self, start: int, stop: int, holder: str | None, arrived: int) -> Segment:
-        """A copy overwrites the bytes. Returns what happened to them before: the latest task of each lane."""
+        """A copy overwrites the bytes. Returns the last task of each lane that touched them before."""
         if start >= stop:
             return Segment()
         first, last = self._cut(start), self._cut(stop)
@@ -79,14 +82,14 @@ class SeatTable:
         return found
 
     def forget(self, start: int, stop: int) -> None:
-        """Nobody holds the bytes any more. A copy that overwrites them still waits for who used them."""
+        """The bytes hold no bundle any more. A copy that overwrites them still waits for the tasks that used them."""
         if start < stop:
             first, last = self._cut(start), self._cut(stop)
             for segment in self._segments[first:last]:
                 segment.holder = None
 
     def _cut(self, place: int) -> int:
-        """The index of the segment that begins here. Cuts one if none does."""
+        """The index of the segment that begins here. If there is none, cut a segment in two."""
         index = bisect_right(self._cuts, place)
         if self._cuts[index - 1] == place:
             return index - 1
@@ -105,14 +108,14 @@ def _latest(segments: list[Segment]) -> Segment:
 
 
 class Arena:
-    """The memory, and the copies of weights into it and out of it."""
+    """The memory of all seats, the table of what is in it, and the copies of weights into it and out of it."""
 
     def __init__(self, plan: Plan, homes: Homes, device: Device[Any], lanes: Lanes, copier: Copier) -> None:
         self._plan, self._homes, self._device, self._lanes, self._copier = plan, homes, device, lanes, copier
         self.memory = device.allocate(plan.arena_bytes)
         self._table = SeatTable(plan.arena_bytes, used=lanes.mark("compute"))
         self._read_home: dict[str, int] = {}  # for each bundle: the last copy from its home
-        self._wrote_home: dict[str, int] = {}  # and the last one to it
+        self._wrote_home: dict[str, int] = {}  # for each bundle: the last copy to its home
         self.last_home = 0  # the last copy to any home
         self._made_pieces: dict[tuple[str, int, int], list[Bytes]] = {}
         self._windows = {
@@ -122,7 +125,7 @@ class Arena:
         self._look_at_homes(plan.seats)
 
     def issue(self, copy: Copy, only_missing: bool) -> None:
-        """Issue a copy of the plan; `only_missing`: of the bytes that are not there yet."""
+        """Issue a copy of the plan. With `only_missing`, copy only the bytes that are not there yet."""
         task = copy.task
         start, stop = task.start, self._plan.sizes[task.name] if task.stop is None else task.stop
         if copy.lane == "d2h":
@@ -135,7 +138,7 @@ class Arena:
             self._bring(copy, start, stop)
 
     def seat(self, need: Need) -> None:
-        """Let the compute lane have all that a call reads: load what is missing, wait for what is on its way."""
+        """Load what a call reads and is missing, and let the compute lane wait for all that it reads."""
         arrived = 0
         for bundle, start, stop in need.ranges:
             for segment in self._table.over(start, stop):
@@ -147,15 +150,15 @@ class Arena:
         self._lanes.wait("compute", "h2d", arrived)
 
     def used(self, need: Need, number: int) -> None:
-        """The task with this number in the compute lane has read and changed what a call needs."""
+        """The compute task of this number used what a call needs."""
         for _, start, stop in need.ranges:
             for segment in self._table.over(start, stop):
                 segment.used = number
 
     def bring_beside_the_plan(self, weight: str, call: str, place: int | None) -> Tensor:
-        """Copy a weight to a place in the arena where the plan has no seat for it, or to memory of its own.
+        """Copy a weight that has no seat to a place in the arena, or to memory of its own. Returns that memory.
 
-        Returns the memory. The compute lane waits for the copy.
+        The compute lane waits for the copy.
         """
         home = self._homes.weights[weight]
         nbytes, copy = home.memory.nbytes, Copy(Task("h2d", weight), f"h2d {weight} on demand", call)
@@ -171,18 +174,18 @@ class Arena:
         return memory
 
     def used_beside_the_plan(self, memory: Tensor, place: int | None) -> None:
-        """The compute lane has, up to now, read a weight that was brought beside the plan."""
+        """The compute lane has used a weight on demand until now."""
         number = self._lanes.mark("compute")
         if place is not None:
             for segment in self._table.over(place, place + memory.nbytes):
                 segment.used = number
 
     def holds_beside_the_plan(self, weight: str, place: int, nbytes: int) -> bool:
-        """Whether the bytes of a weight that was brought beside the plan are still there."""
+        """Whether the bytes of a weight on demand are still there."""
         return not self._table.missing(place, place + nbytes, beside(weight))
 
     def carry_home_beside_the_plan(self, weight: str, memory: Tensor) -> None:
-        """Copy a weight that was brought beside the plan, and changed there, to its home, and wait for that."""
+        """Copy a weight on demand that was changed to its home, and wait until that is done."""
         self._lanes.wait("d2h", "compute", self._lanes.mark("compute"))
         copy = Copy(Task("d2h", weight), f"d2h {weight} on demand", "")
         self._lanes.settle("d2h", self._copier.copy(copy, [(self._homes.weights[weight].memory, memory)]))
@@ -197,14 +200,14 @@ class Arena:
             self._copy_home(Copy(task, str(task), ""), start, stop)
 
     def announce_changes(self, need: Need, names: Iterable[str]) -> None:
-        """Tell a device that checks what a call has written besides what the plan says."""
+        """Tell a device that checks accesses which weights a call has written, though the plan does not say so."""
         for name in names:
             start = self._plan.seats[name]
             stop = start + self._plan.trace.weights[name].nbytes
             self._device.reached(f"{need.name} changes {name}", self.memory, [], [(start, stop)])
 
     def forget(self, names: Iterable[str]) -> None:
-        """The seats of these weights no longer hold what their homes do."""
+        """The homes of these weights changed, so their seats hold old bytes."""
         if self._homes.moves != self._moves:
             self._look_at_homes(names)
         for name in names:
@@ -213,20 +216,20 @@ class Arena:
                 self._table.forget(start, start + self._plan.trace.weights[name].nbytes)
 
     def forget_all_but(self, kept: Need | None) -> None:
-        """Nothing is there any more, and nothing on its way, except for what a need reads."""
+        """Forget what the arena holds, except for what one need reads. No copy may be under way."""
         self._table = SeatTable(self._plan.arena_bytes)
         for bundle, start, stop in kept.ranges if kept else ():
             self._table.fill(start, stop, bundle, arrived=0)
 
     def close(self) -> None:
-        """Let nothing look at the memory any more, so that it is free at once."""
+        """Drop every view of the memory, so that it is freed at once."""
         for shown in self._homes.tensors():
             shown.seat = shown.home
         self._made_pieces.clear()
         self._windows.clear()
 
     def _look_at_homes(self, names: Iterable[str]) -> None:
-        """These weights may have moved, or other tensors may show them."""
+        """Make the views of seats again: these weights may have moved, or other tensors may show them."""
         self._moves = self._homes.moves
         self._made_pieces.clear()
         for name in names:
@@ -241,7 +244,7 @@ class Arena:
         return [(first - offset, last - offset) for first, last in parts]
 
     def _load_missing(self, call: str, bundle: str, start: int, stop: int) -> None:
-        """Load the part of a range of the arena that nobody loaded in time."""
+        """Load the part of a range of the arena that no copy brought in time."""
         offset = self._plan.bundles[bundle].offset
         for first, last in self._missing(bundle, start - offset, stop - offset):
             self._copier.stats.demand_loads += 1
@@ -249,7 +252,7 @@ class Arena:
             self._bring(Copy(task, str(task), call), first, last)
 
     def _bring(self, copy: Copy, start: int, stop: int) -> None:
-        """Copy bytes of a bundle to their seat, behind all who touched what is there now."""
+        """Copy bytes of a bundle to their seat, after all tasks that touched what is there now."""
         bundle = copy.task.name
         offset = self._plan.bundles[bundle].offset
         before = self._table.fill(offset + start, offset + stop, bundle, self._lanes.latest["h2d"] + 1)
@@ -261,7 +264,7 @@ class Arena:
         self._read_home[bundle] = self._copier.copy(copy, pieces)
 
     def _copy_home(self, copy: Copy, start: int, stop: int) -> None:
-        """Copy bytes of a bundle from their seat to their home, behind who changed the seat and who read the home."""
+        """Copy bytes of a bundle from their seat to their home, after the tasks that used the seat or the home."""
         bundle = copy.task.name
         offset = self._plan.bundles[bundle].offset
         segments = self._table.over(offset + start, offset + stop)
@@ -274,7 +277,7 @@ class Arena:
             segment.copied_out = number
 
     def _pieces(self, bundle: str, start: int, stop: int) -> list[Bytes]:
-        """Bytes of a bundle in their seat and at home: one piece, unless a weight has moved. Made once."""
+        """Bytes of a bundle in their seat and at home: one piece, or several if a weight has moved. Made only once."""
         key = bundle, start, stop
         if key not in self._made_pieces:
             offset = self._plan.bundles[bundle].offset
@@ -287,16 +290,16 @@ class Arena:
 
 
 def beside(weight: str) -> str:
-    """The name under which the table knows a weight that was brought beside the plan. No bundle has it."""
+    """The name of a weight on demand in the table. No bundle has such a name."""
     return f"{weight} on demand"
 
 
 class Throughout:
-    """What is on the device throughout a forward: weights that are read between blocks, or that the forward changes.
+    """The standing weights: those that are read between blocks, or that the forward changes.
 
-    between forwards     the forward runs                                  between forwards
-    at home              seated, and tensors point there .............     at home
-    (changed ones stay)                                                    (changed ones stay: see `kept`)
+    between forwards                            while a forward runs
+    tensors point home;                         tensors point to seats
+    those of changed weights, to their seats
     """
 
     def __init__(self, need: Need, staying: Need, arena: Arena, lanes: Lanes, device: Device[Any]) -> None:
@@ -304,7 +307,7 @@ class Throughout:
         self._changed = {shown.weight for shown in staying.tensors}
         self._staying = set(staying.tensors)
         self.returning = [shown for shown in need.tensors if shown not in self._staying]
-        self._is_seated = False  # since the first forward began: then changed weights live on the device
+        self._is_seated = False  # True once a forward began: from then on, the device has the changed weights
 
     def begin(self) -> None:
         """A forward begins: seat the weights and point their tensors there."""
@@ -314,7 +317,7 @@ class Throughout:
         self._is_seated = True
 
     def end(self) -> None:
-        """A forward has ended, and all that it issued comes before this. Wait for what goes home."""
+        """A forward has ended: point the tensors home. Wait for the copies home."""
         if self.returning:
             self._carry_edits_home()
         self._lanes.settle("d2h", self._arena.last_home)
@@ -325,23 +328,23 @@ class Throughout:
             point_home(self.returning)
 
     def _carry_edits_home(self) -> None:
-        """Copy home what somebody's hook has edited on the device."""
+        """Copy home what a hook of the user has edited on the device."""
         if names := sorted((edited_weights(self.returning) | self._need.changed_unseen()) - self._changed):
             self._arena.announce_changes(self._need, names)
             self._arena.used(self._need, self._lanes.mark("compute"))
             self._arena.carry_home(names)
 
     def away(self, tensors: Iterable[WeightTensor]) -> Iterator[WeightTensor]:
-        """Of some tensors, those that belong at home between forwards."""
+        """Those of the tensors that point home between forwards."""
         return (shown for shown in tensors if not (self._is_seated and shown in self._staying))
 
     @property
     def kept(self) -> Need | None:
-        """What the device alone knows: the weights that the forward changes."""
+        """The weights that the forward changes: only the device has their true values."""
         return self._kept if self._is_seated else None
 
     def leave(self) -> None:
-        """No forward will come: what the device alone knows goes home."""
+        """After the last forward: copy home the weights whose true values only the device has."""
         if self._is_seated:
             self._arena.carry_home(dict.fromkeys(shown.weight for shown in self._kept.tensors))
             self._is_seated = False

@@ -1,7 +1,7 @@
-"""Lets a backward run through weights that have left the device since the forward.
+"""Lets a backward read weights that have left the device since the forward.
 
-What autograd saves of a streamed weight is not its bytes, which will soon be others, but where they are at home; a
-backward fetches them from there. Knows autograd's saved tensors; never a plan.
+The bytes in a seat are soon overwritten. So when autograd saves a view of a weight, we save the view's place at home
+instead, and the backward fetches the bytes from there. This module knows autograd's saved tensors; it knows no plan.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from .homes import WeightHome
 
 Find = Callable[
     [int], tuple[WeightHome, int] | None
-]  # from an address to the weight that is there now, and its first byte
+]  # takes an address on the device; gives the weight that is there now, and the address of its first byte
 
 
 @dataclass(frozen=True, slots=True)
 class _AtHome:
-    """A view of a weight, by its place at home; `version` tells whether the weight was edited since."""
+    """A view of a weight, by its place at home. `version` is torch's count of edits when the view was saved."""
 
     home: WeightHome
     offset: int
@@ -36,9 +36,10 @@ class _AtHome:
 
 
 def saved_from_home(find: Find) -> AbstractContextManager[Any]:
-    """While on, autograd saves views of weights by their place at home.
+    """A context in which autograd saves views of weights by their place at home.
 
-    Where hooks are there already, a checkpoint's say, they get all that is saved: of weights, a copy.
+    If saved-tensor hooks are on already (a checkpoint's, for example), they get every tensor as usual, and a copy of
+    each view of a weight.
     """
     if (outer := torch._C._autograd._top_saved_tensors_default_hooks(True)) is not None:
         pack_outer, unpack_outer = outer

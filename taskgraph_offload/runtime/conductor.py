@@ -1,12 +1,13 @@
-"""Follows a plan through the forwards of a model, from the moment the arena is there until it goes.
+"""Follows a plan through the forwards of a model. There is one conductor for each arena.
 
-The plan decides when a copy is issued; the arena makes sure that what a call reads is there:
+The plan decides when a copy is issued. The arena makes sure that each call finds what it reads.
 
-    boundary     exit of a                                 enter b
-    host         a has ended, its tensors go home,         is what b needs there? wait for it,
-                 the copies behind a are issued            tensors to their seats
+    boundary     the forward leaves a                 the forward enters b
+    host         1. point a's tensors home            3. load what b reads and is missing
+                 2. issue the copies that wait        4. let the compute lane wait for b's copies
+                    for a                             5. point b's tensors to their seats
 
-This is the planned path. What the plan does not expect goes to `unplanned`.
+This is the planned path. `unplanned` handles what the plan does not expect.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class Conductor:
     # The planned path: begin, reach (begin_call, end_call, issue), finish.
 
     def begin(self, changed: set[str], planned: bool) -> None:
-        """A forward begins; the homes of some weights are not what they were."""
+        """A forward begins. `changed`: the weights whose homes changed since the last one."""
         self._log.begin(cold=self._forwards == 0)
         self.planned = planned
         self._slots = self._slots_of[min(self._forwards, 2)]
@@ -116,7 +117,7 @@ class Conductor:
             self._detours.reach(self, door, side)
 
     def begin_call(self, need: Need) -> None:
-        """Let a call have what it reads: on the device, and its tensors pointing there."""
+        """A call begins: make sure that what it reads is on the device, and point its tensors there."""
         if need.name in self._copier.gates:
             self._copier.open_gate(need.name)
         if self._spills is not None:
@@ -131,7 +132,7 @@ class Conductor:
         self.inside.running, self.inside.seated, self.inside.block = need, seated, need.block
 
     def end_call(self) -> None:
-        """A call has ended: its tensors go home, and the bytes that it read may be overwritten behind it."""
+        """A call has ended: point its tensors home. Later copies may overwrite what it read."""
         need, seated = self.inside.running, self.inside.seated
         if need is None or seated is None:
             return
@@ -140,7 +141,7 @@ class Conductor:
         surprises = self._pointings[seated].to_homes()
         if need.statistics:
             surprises |= need.changed_unseen()
-        if surprises := surprises - need.written:  # the plan does not carry these home
+        if surprises := surprises - need.written:  # the plan has no copies home for these
             self._arena.announce_changes(need, sorted(surprises))
         number = self.lanes.stop("compute")
         self.inside.running = self.inside.seated = self.inside.block = None
@@ -152,13 +153,13 @@ class Conductor:
         if need.unseated:
             self._served.close()
         if torch.is_autocast_enabled(self._device_type):
-            torch.clear_autocast_cache()  # it would keep a cast of every weight that passes
+            torch.clear_autocast_cache()  # otherwise it keeps a cast copy of every streamed weight
         used = self._arena.memory.nbytes + self._on_demand.peak_bytes + need.activation_bytes
         name, waited, begun = need.name, self._waited, self._begun
         self._log.add(Ran("compute", number, f"compute {name}", name, name, 0, waited, used, begun))
 
     def _issue_through(self, slot: int, serving: int) -> None:
-        """Issue the copies of all slots up to one, without those for calls that will not come any more."""
+        """Issue the copies of all slots up to `slot`, except those that serve calls before `serving`."""
         while self._next_slot <= slot:
             for copy in self._slots[self._next_slot]:
                 if copy.serves < serving and copy.lane != "d2h":
@@ -172,7 +173,7 @@ class Conductor:
             self._next_slot += 1
 
     def finish(self) -> None:
-        """The forward ended as it should."""
+        """The forward ended without an error."""
         if self.inside.running is not None:
             self.end_call()
         if self.planned:
@@ -186,24 +187,24 @@ class Conductor:
         if self.planned:
             self._log.end()
             self._forwards += 1
-        used = self._device.peak_bytes()  # where the device cannot tell: the arena, and the activations as traced
+        used = self._device.peak_bytes()  # None if the device cannot tell: then the arena and the traced activations
         traced = self._arena.memory.nbytes + self._on_demand.peak_bytes + self._peak_of_activations
         self._stats.peak_bytes = max(self._stats.peak_bytes, traced if used is None else used)
 
-    # What detours do with the plan.
+    # What `Detours` calls.
 
     def upcoming(self, door: Door, side: Side) -> int | None:
-        """The call that begins at a boundary, if the forward passes it now."""
+        """The call that begins if the forward passes this boundary now."""
         return door.starts[side].get(door.passed[side]) if self.planned else None
 
     def pass_(self, door: Door, side: Side) -> int | None:
-        """Pass a boundary. Returns the call that begins there."""
+        """Count that the forward passed a boundary. Returns the call that begins there."""
         index = self.upcoming(door, side)
         door.passed[side] += 1
         return index
 
     def follow(self, index: int) -> None:
-        """A call of the plan begins: the next one, or after some that were skipped, or once more."""
+        """Begin a call of the plan: the next one, a later one (calls were skipped), or an earlier one once more."""
         self.end_call()
         if index != self._next_call:
             self._stats.divergences += 1
@@ -214,7 +215,7 @@ class Conductor:
         self.begin_call(self._needs.calls[index])
 
     def leave_the_plan_for(self, block: Need) -> None:
-        """A block runs that the plan does not know here."""
+        """A block runs where the plan does not expect it."""
         self.end_call()
         self._stats.divergences += 1
         self._flush()
@@ -227,10 +228,10 @@ class Conductor:
 
     @contextmanager
     def serving(self, module: str) -> Iterator[None]:
-        """A module runs that owns weights which no call of the plan reads: they come on demand.
+        """A context in which a module runs that owns weights which no call of the plan reads: they come on demand.
 
-        If nobody expected the module, it gets all the weights that it owns at once. No copy of the plan is issued
-        before it ends, so they stay where they are.
+        If the plan did not expect the module at all, all of these weights come at once. The plan issues no copy before
+        the module ends, so nothing overwrites them.
         """
         unread = self._needs.unread[module]
         with ExitStack() as stack:
@@ -241,19 +242,19 @@ class Conductor:
             yield
 
     def watching(self) -> AbstractContextManager[Any]:
-        """What watches every operator of a forward: for spilled activations, and for weights that are read at home."""
+        """A context that watches every operator of a forward, if spills or reads of homes ask for that."""
         stack = ExitStack()
         if self._spills is not None:
             stack.enter_context(self._spills.watching())
         if "" in self._needs.unread or self._device.refuses_home_reads:
             stack.enter_context(self._home_reads.on(serves="" in self._needs.unread, where="the forward"))
-        stack.push(lambda *_: self._served.close())  # dispatch modes come off in the reverse order of coming on
+        stack.push(lambda *_: self._served.close())  # dispatch modes must end in the reverse order of their start
         return stack
 
-    # The ends of it.
+    # After an error, and at the end.
 
     def abandon(self) -> None:
-        """The forward broke off, perhaps in the middle of anything: wait for all, trust nothing, begin anew."""
+        """The forward raised, at any point. Wait for all lanes, and forget what the arena holds."""
         try:
             self._flush()
             if self._spills is not None:
@@ -270,7 +271,7 @@ class Conductor:
                 self._start_over()
 
     def close(self) -> None:
-        """Everything goes home; the arena may go."""
+        """Copy everything home that only the device knows, point all tensors home, and free the arena."""
         try:
             self._throughout.leave()
             self.lanes.synchronize()
@@ -282,7 +283,7 @@ class Conductor:
             self._arena.close()
 
     def weight_at(self, address: int) -> tuple[WeightHome, int] | None:
-        """The weight that has this address on the device now, if its home holds the same bytes; and where it begins."""
+        """The weight that is at this address on the device now, if its home has the same bytes; and where it begins."""
         running = self.inside.seated.tensors if self.inside.seated is not None else ()
         for shown in (*running, *self._throughout.returning):
             start = shown.tensor.data_ptr() - shown.offset
@@ -292,10 +293,10 @@ class Conductor:
         return self._on_demand.weight_at(address)
 
     def _start_over(self) -> None:
-        """Whatever comes next is a cold forward."""
+        """Let the next forward be a cold one."""
         self._forwards = 0
         self.inside.running = self.inside.seated = self.inside.block = None
-        self._dirty: set[str] = set()  # weights changed in their seats, and not yet on their way home
+        self._dirty: set[str] = set()  # weights that changed in their seats, and that no copy carries home yet
         self._served = ExitStack()
         self._device_type = self._arena.memory.device.type
         self._on_demand.forget()
@@ -305,9 +306,10 @@ class Conductor:
         return made
 
     def _without_collisions(self, need: Need, loose: Need) -> Need:
-        """A call wants weights at once that the plan seats one after another. Returns which seats it gets.
+        """A call reads weights at once whose seats overlap. Returns the need that gets its seats.
 
-        The other weights get room of their own; if there is none, all of them come operator by operator.
+        The weights without a seat go to other places. If there is no place for them, no weight gets a seat, and each
+        operator gets its weights on demand.
         """
         if self._served.enter_context(self._on_demand.held(need.unseated, need.name, need)):
             return need
@@ -316,7 +318,7 @@ class Conductor:
         return loose
 
     def _flush(self) -> None:
-        """Copy changed weights home now: the plan's own copies home may not come."""
+        """Copy changed weights home now, since the plan's own copies home may not be issued any more."""
         if self._dirty:
             self._arena.carry_home(sorted(self._dirty))
             self._dirty.clear()

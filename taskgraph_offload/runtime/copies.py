@@ -1,8 +1,8 @@
-"""Issues copies on the lanes of a device: when the plan lists them, and behind the tasks that they must wait for.
+"""Issues copies on the lanes of a device, and lists when the plan wants each copy.
 
 Tasks of a lane are numbered, and lanes wait for one another by these numbers:
 
-    lane h2d       | 1 | 2 |   3   |      a lane is a FIFO: who has waited for 3 has waited for 1 and 2
+    lane h2d       | 1 | 2 |   3   |      a lane is a FIFO: to wait for 3 is to wait for 1 and 2, too
     lane compute           |  1  |  2  |
 
 Callers choose which bytes are copied, and what each copy waits for.
@@ -34,9 +34,9 @@ class Moments:
 
 
 class Lanes:
-    """The lanes of a device. Every task has two events, which live in a ring of `remembered` tasks for each lane.
+    """The lanes of a device. Every task has two events. Each lane keeps the events of its last `remembered` tasks.
 
-    A wait for a task that has left the ring waits for the oldest one in it, which came later.
+    To wait for an older task, a lane waits for the oldest one that is kept: it ended later.
     """
 
     def __init__(self, device: Device[Any], remembered: Mapping[Lane, int]) -> None:
@@ -51,7 +51,7 @@ class Lanes:
         self._is_open: dict[Lane, bool] = dict.fromkeys(LANES, False)  # whether a task has begun and not ended
 
     def wait(self, lane: Lane, other: Lane, number: int) -> None:
-        """Let what `lane` does next begin when the other lane's task of this number is done."""
+        """Let `lane` wait until the other lane's task of this number is done."""
         seen = self._seen[lane]
         if number <= seen[other]:
             return
@@ -61,7 +61,7 @@ class Lanes:
         self._waits[lane].append((other, number))
 
     def start(self, lane: Lane) -> tuple[TaskNumber, ...]:
-        """Begin the next task of a lane. Returns what the lane was told to wait for since its last task began."""
+        """Begin the next task of a lane. Returns the tasks that the lane waits for since its last task began."""
         self._lanes[lane].record(self._rings[lane][(self.latest[lane] + 1) % self._sizes[lane]].start)
         self._is_open[lane] = True
         waited = tuple(self._waits[lane])
@@ -76,7 +76,7 @@ class Lanes:
         return number
 
     def mark(self, lane: Lane) -> int:
-        """Number this moment of a lane. A task that runs there goes on under the next number."""
+        """Give this moment of a lane a number. If a task runs there, it goes on under the next number."""
         is_open = self._is_open[lane]
         if not is_open:
             self._begin(lane)
@@ -90,7 +90,7 @@ class Lanes:
         self._lanes[lane].record(self._rings[lane][(self.latest[lane] + 1) % self._sizes[lane]].start)
 
     def moments(self, lane: Lane, number: int) -> Moments | None:
-        """The events of a task, unless later tasks use them again."""
+        """The events of a task, or None if a later task uses them now."""
         gone = number <= self.latest[lane] - self._sizes[lane]
         return None if gone else self._rings[lane][number % self._sizes[lane]]
 
@@ -101,7 +101,7 @@ class Lanes:
             self._rings[lane][number % self._sizes[lane]].stop.synchronize()
 
     def synchronize(self) -> None:
-        """Block until every task is done. Nobody need wait for any of them again."""
+        """Block until every task is done. No lane has to wait for any of them later."""
         self.device.synchronize()
         for lane in LANES:
             self._seen[lane].update(self.latest)
@@ -114,7 +114,7 @@ class Copy:
     """A copy to issue: its task, and its node's name without the cycle.
 
     `call` is the call that it serves. `serves` is that call's index, counted from the first call of the forward that
-    issues the copy. The other fields say what the task is, for the executor asks often.
+    issues the copy. `lane` and `is_activation` are those of the task, stored here because they are asked often.
     """
 
     task: Task
@@ -130,7 +130,7 @@ class Copy:
 
 
 class Copier:
-    """Issues one copy at a time: counted, logged, and awaited by the call that asks for it."""
+    """Issues one copy at a time, counts it and logs it. Copies with `before` become gates of that call."""
 
     def __init__(self, device: Device[Any], lanes: Lanes, log: Log) -> None:
         self._lanes_of_device, self._lanes, self._log, self.stats = dict(device.lanes), lanes, log, log.stats
@@ -171,15 +171,15 @@ class Copier:
 #    slot      0     1     2     3   0     1     2     3
 #
 # A copy that waits for call 1 is issued in slot 2 of that forward. A copy that waits for no call of its forward is
-# issued in slot 0. What a step prefetches for the next one is at the end of its list. Activations leave and come back
-# exactly where the plan lists them, because their memory is freed and taken at that moment.
+# issued in slot 0. Copies that a step prefetches for the next one come last. Copies of activations are issued exactly
+# where the plan lists them, because the activation's memory is freed, or allocated, at that moment.
 Slots = tuple[tuple[Copy, ...], ...]
 
 
 def copies_by_slot(plan: Plan) -> tuple[Slots, Slots, Slots]:
-    """What to issue in the cold forward, in the one after it, and in every later one.
+    """The copies to issue in the cold forward, in the second one, and in every later one.
 
-    Weights that are there throughout come before all others.
+    Standing weights come before all others.
     """
     calls = {call.name: index for index, call in enumerate(plan.trace.calls)}
     first, count = standing_bundles(plan), len(calls)
@@ -199,7 +199,7 @@ def copies_by_slot(plan: Plan) -> tuple[Slots, Slots, Slots]:
 def _copies_behind_calls(plan: Plan, calls: Mapping[str, int]) -> list[tuple[str, dict[str, Any], int, int]]:
     """Each copy of three cycles, with the last call that it waits for and the last call listed before it.
 
-    Calls are counted through the cycles. A copy also waits for what its lane waits for before it: a lane is a FIFO.
+    Calls are counted through all three cycles. A lane is a FIFO, so a copy also waits for what earlier copies wait for.
     """
     graph = plan.graph(3)
     found: list[tuple[str, dict[str, Any], int, int]] = []

@@ -1,7 +1,7 @@
-"""Sees what the user did to weights between forwards: edits in place, other data, other parameters.
+"""Finds what the user changed in weights between forwards: edits in place, other data, other parameters.
 
-Torch counts the edits of a tensor, but not those through `.data`, which LoRA merging uses. So we also compare a few
-words of every weight. Changes no bytes: if a weight was given other memory, that memory becomes its home.
+Torch counts the edits of a tensor, but not edits through `.data`, which LoRA merging uses. So we also compare a few
+words of every weight. If the user gave a weight other memory, that memory becomes its home. No bytes are changed here.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from ..errors import ExecutionError
 from .homes import Homes, WeightHome
 from .tensors import WeightTensor, count_of_edits
 
-WORDS = 64  # of eight bytes, spread over each weight: every row of 64 rows, every 64 bytes of 4 KiB
+WORDS = 64  # samples of eight bytes in each weight: one in each row of 64 rows, or one every 64 bytes of 4 KiB
 Array = numpy.ndarray[Any, Any]
 Place = tuple[WeightHome, WeightTensor, dict[str, Any], str]  # where the model keeps a tensor of a weight
 
 
 @dataclass(slots=True)
 class _Sample:
-    """A few words of each weight in some memory: where they are, of which weight, and what they were."""
+    """A few words of each weight in some memory: their places, the names of their weights, and their last values."""
 
     memory: Array
     places: Array
@@ -33,7 +33,7 @@ class _Sample:
     words: bytes = b""
 
     def differing(self, words: bytes) -> set[str]:
-        """The weights of which some words are others."""
+        """The weights whose words are not what they were."""
         now, then = (numpy.frombuffer(text, self.memory.dtype) for text in (words, self.words))
         return {self.names[place] for place in numpy.flatnonzero(now != then)}
 
@@ -41,7 +41,8 @@ class _Sample:
 class Edits:
     """Compares every home with what it was at the last forward.
 
-    `changed_here` are weights that the forward itself changes: the device has their true values, not their homes.
+    `changed_here` are weights that the forward itself changes. The device has their true values, so their homes are not
+    compared.
     """
 
     def __init__(self, homes: Homes, changed_here: frozenset[str]) -> None:
@@ -56,7 +57,7 @@ class Edits:
         self._changed: set[str] = set()  # what the next forward will be told
         self._versions: list[int] = []
         self._list_tensors()
-        self._edited()  # from here on
+        self._edited()  # only edits after this moment count
 
     def changes(self) -> set[str]:
         """The weights that changed since the last forward. New memory of a weight becomes its home."""
@@ -66,13 +67,13 @@ class Edits:
         return changed
 
     def everything_changed(self) -> None:
-        """Take every weight as changed, except those that the device alone knows."""
+        """Count every weight as changed, except those whose true values only the device has."""
         for home in self._homes.weights.values():
             if not any(shown.shows(shown.seat) and not shown.is_home for shown in home.tensors):
                 self._changed.add(home.name)
 
     def _edited(self) -> set[str]:
-        """The weights with other bytes than when this was last asked."""
+        """The weights whose bytes changed since the last time this was called."""
         found: set[str] = set()
         versions = list(map(count_of_edits, self._counted))
         if versions != self._versions:
@@ -130,13 +131,13 @@ class Edits:
 
 
 def _looks(tensors: Iterable[Tensor]) -> list[object]:
-    """What other data would change: address, size and strides. Lists are quick to make and to compare."""
+    """Address, size and strides: what changes if a tensor is given other data. Lists are quick to make and compare."""
     tensors = list(tensors)
     return [list(map(Tensor.data_ptr, tensors)), list(map(Tensor.numel, tensors)), list(map(Tensor.stride, tensors))]
 
 
 def _replaced(places: Iterable[Place]) -> dict[WeightTensor, tuple[WeightHome, Tensor]]:
-    """The tensors that replaced others of the same kind. One of another kind is no weight: a cache that grew, say."""
+    """The tensors that replaced others of the same shape and dtype. A cache that grew, for example, is no weight."""
     found: dict[WeightTensor, tuple[WeightHome, list[Tensor]]] = {}
     for home, shown, owner, key in places:
         tensor = owner.get(key)
@@ -154,7 +155,7 @@ def _replaced(places: Iterable[Place]) -> dict[WeightTensor, tuple[WeightHome, T
 def _check(home: WeightHome, shown: WeightTensor, tensor: Tensor) -> None:
     if not shown.is_like(tensor):
         raise ExecutionError(
-            f"weight {home.name!r} was {shown.dtype} {tuple(shown.shape)} when it was attached and is now "
+            f"weight {home.name!r} was {shown.dtype} {tuple(shown.shape)} when the plan was attached and is now "
             f"{tensor.dtype} {tuple(tensor.shape)}: detach, and plan again"
         )
     if len(home.tensors) > 1:
@@ -169,7 +170,7 @@ def _several(home: WeightHome) -> ExecutionError:
 
 
 def _sample(memory: Array, homes: Iterable[WeightHome]) -> _Sample:
-    """Words spread over the weights that lie in a slab."""
+    """A sample of the weights in a slab."""
     places, names = list[Array](), list[str]()
     for home in homes:
         if home.memory.nbytes:
@@ -179,7 +180,7 @@ def _sample(memory: Array, homes: Iterable[WeightHome]) -> _Sample:
 
 
 def _sample_of(home: WeightHome) -> _Sample:
-    """Words spread over a weight that has moved: single bytes of a small one."""
+    """A sample of a weight that has moved. A small weight is sampled byte by byte."""
     with _disable_current_modes():
         memory = home.memory.numpy()
     if memory.nbytes >= 8 * WORDS:
@@ -191,6 +192,6 @@ def _sample_of(home: WeightHome) -> _Sample:
 
 
 def _spread(first: int, last: int) -> Array:
-    """Places from the first to the last, all of them if they are few."""
+    """Up to 64 places from the first to the last, evenly spread."""
     count = min(WORDS, last - first + 1)
     return numpy.linspace(first, last, count).astype(numpy.int64)

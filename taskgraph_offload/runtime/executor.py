@@ -1,4 +1,4 @@
-"""Runs a plan: attaches it to a model, whose own forward then runs unchanged, and measures what happens."""
+"""Runs a plan on a model, and measures what happens. The model's own forward runs unchanged."""
 
 from __future__ import annotations
 
@@ -30,21 +30,22 @@ from .needs import Needs
 
 
 class Executor:
-    """A plan at work on a model. A context manager: attached inside, the model as it was outside.
+    """Runs a plan on a model. As a context manager, it attaches the plan on entry and detaches it on exit.
 
-    `device` is "cuda", "cuda:1", "cpu", "checked" or "virtual" (by default the best there is), `link_bytes_per_second`
-    slows the copies of "cpu" to those of a real link, and with `lazy` the device's memory is taken at the first
-    forward.
+    `device` is "cuda", "cuda:1", "cpu", "checked" or "virtual"; without it, a GPU if there is one, else the CPU.
+    `link_bytes_per_second` slows the copies of "cpu" down to the rate of a real link. With `lazy`, the executor
+    allocates the device's memory at the first forward.
 
-    Weights may be read and edited between forwards, and by hooks: an operator that works in place always counts, and
-    so does another Parameter or, between forwards, another `.data` (its memory is where the weight is loaded from then
-    on; a block that is about to read a weight whose `.data` was set since the forward began refuses). An edit that
-    torch does not count, through `.data` or numpy, is seen if it changes one of 64 words of eight
-    bytes spread over the weight: any edit of all rows, or of one row of up to 64. After a smaller one, call
-    `weights_changed()`.
+    You may read and edit weights between forwards, and in hooks. The next forward sees
 
-    Between its calls a weight is at home, in host memory, also where the model's forward runs on a GPU: what reads
-    `module.weight.device` or `model.device` from outside sees "cpu". Give inputs on the device yourself.
+    - every operator that works in place, such as `weight.add_(1)`;
+    - another Parameter, or other data of a Parameter (`weight.data = ...`). That memory is the weight's home from then
+      on. If you set `.data` while a forward runs, the forward raises as soon as a block is about to read the weight;
+    - an edit that torch does not count (`weight.data.add_(1)`, numpy), if it changes one of 64 samples of eight bytes,
+      spread evenly over the weight. An edit of all rows always does. After a smaller edit, call `weights_changed()`.
+
+    Between its calls, a weight is at home, in host memory. So `module.weight.device` and `model.device` are "cpu" for
+    code outside of the model, also if the forward runs on a GPU. Move inputs to the device yourself.
 
     >>> import taskgraph_offload as tgo
     >>> model, x = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(8))), torch.ones(1, 64)
@@ -89,7 +90,7 @@ class Executor:
         self._finalizer = None
 
     def attach(self) -> Executor:
-        """Move the weights to their homes and take over the boundaries of the forward."""
+        """Move the weights to their homes, and put hooks on the model that follow its forward."""
         for name, owner in owners(self.model).items():
             if owner is not self:
                 where = f"its module {name!r}" if name else f"this {type(self.model).__name__}"
@@ -113,7 +114,7 @@ class Executor:
         if self._device is None:
             return
         self._refuse_while_running("detach")
-        with ExitStack() as steps:  # the last one first, and each whatever became of the others
+        with ExitStack() as steps:  # runs the last step first, and each one even if another one fails
             steps.callback(self._clear)
             steps.callback(self._device.close)
             if self._homes is not None:
@@ -123,26 +124,26 @@ class Executor:
                 steps.callback(self._hooks.remove)
 
     def pause(self) -> None:
-        """Move everything home and free the device's memory, until `resume`: several executors can take turns."""
+        """Move everything home and free the device's memory, until `resume`. So several executors can take turns."""
         self._refuse_while_running("pause")
         self._require_attached()
         self._end_conductor()
         self._paused = True
 
     def resume(self) -> None:
-        """Be ready again after a pause."""
+        """End a pause: allocate the device's memory again."""
         self._require_attached()
         self._paused = False
         if self._conductor is None and not self._lazy:
             self._conductor = self._new_conductor()
 
     def weights_changed(self) -> None:
-        """Load all weights anew in the next forward: some were edited where torch does not count it."""
+        """Say that you edited weights in a way that torch does not count. The next forward loads all weights again."""
         self._require_attached()
         self._edits.everything_changed()
 
     def timeline(self) -> Timeline:
-        """What the last forwards did, task by task, as measured."""
+        """The measured timeline of the last forwards."""
         if self._conductor is not None:
             self._timeline = self._log.timeline(self.plan, self._conductor.lanes)
         if self._timeline is None or not self._timeline.spans:
@@ -184,12 +185,12 @@ class Executor:
         return copies_by_slot(self.plan)
 
     def _ready(self) -> Conductor:
-        """What conducts the forward that is about to begin."""
+        """The conductor for the forward that is about to begin."""
         if self._paused:
             raise ExecutionError("this executor is paused; call resume() before the model")
         assert self._device is not None
         assert self._hooks is not None
-        self._device.begin()  # before anything that would have to be undone
+        self._device.begin()  # first, because it may raise, and there is nothing to undo yet
         if self._conductor is None:
             self._conductor = self._new_conductor()
         self._hooks.come_outermost()
@@ -198,7 +199,7 @@ class Executor:
     def _new_conductor(self) -> Conductor:
         assert self._device is not None
         assert self._homes is not None
-        self._device.begin()  # what is allocated and marked is the caller's
+        self._device.begin()  # allocate and record in the caller's own stream
         self._log = Log(self.stats)
         with torch.inference_mode(False):
             return Conductor(self.plan, self._slots, self._homes, self._needs, self._inside, self._device, self._log)
@@ -227,7 +228,7 @@ def attached_to(model: nn.Module) -> list[Executor]:
 
 
 def _let_go(device: Device[Any], memories: Mapping[str, HomeMemory]) -> None:
-    """Nobody has detached, and the model and its executor are garbage now."""
+    """Clean up after an executor that was never detached and is garbage now, together with its model."""
     with suppress(Exception):
         device.synchronize()
     for memory in memories.values():

@@ -1,4 +1,4 @@
-"""Begins and ends forwards: one at a time, in one thread. However one ends, the model is ready for the next one."""
+"""Begins and ends forwards, one at a time, in one thread. After an error, the model is ready for the next forward."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from .needs import Side
 
 @dataclass(eq=False)
 class _Turn:
-    """A forward that may run now. `caller` is on its thread's stack, as some frame's `self`, as long as it does.
+    """A forward that is allowed to run now. While it runs, `caller` is the `self` of some frame on its thread's stack.
 
-    `module` is set if no method of ours was called, but a module by itself: the forward ends when that module does.
+    `module` is set if the user called a module inside of the model directly. The forward ends when that module ends.
     """
 
     caller: Entry | nn.Module
     planned: bool
     module: str | None = None
     thread: int = field(default_factory=threading.get_ident)
-    scope: Any = None  # what begins and ends it
+    scope: Any = None  # the context manager that begins and ends the forward
 
     @property
     def is_mine(self) -> bool:
@@ -40,7 +40,7 @@ class _Turn:
 
     @property
     def is_stale(self) -> bool:
-        """Whether the forward is over, though an interrupt came before anybody could say so."""
+        """Whether the forward is over, but an interrupt (such as Ctrl-C) came before this turn was released."""
         return self._thread_is_gone or (self.is_mine and not any(self.caller is one for one in _callers(self.thread)))
 
     @property
@@ -56,15 +56,15 @@ def _callers(thread: int) -> Iterator[object]:
 
 
 class Forwards:
-    """Takes what the hooks report, and tells the conductor in the right order, or not at all.
+    """Receives what the hooks report, and passes it to the conductor if it belongs to the forward that runs.
 
-    A method that the plan does not know, or a module that is called by itself, is a forward too, but one of which
-    nothing is expected. `entries` are modules around all blocks: calling one of them is the planned forward.
+    Calling another method of the model, or a module inside of it, is a forward too, but not a planned one. `entries`
+    are modules around all blocks: calling one of them is the planned forward.
     """
 
     def __init__(self, entries: tuple[str, ...], edits: Edits, ready: Callable[[], Conductor]) -> None:
         self._entries, self._edits, self._ready = entries, edits, ready
-        self._turns: dict[str, _Turn] = {}  # whose turn it is `now`; a dict, as `setdefault` cannot be interrupted
+        self._turns: dict[str, _Turn] = {}  # the turn that runs, under "now"; a dict, because `setdefault` is atomic
         self._conductor: Conductor | None = None
 
     @property
@@ -74,7 +74,7 @@ class Forwards:
         return bool(self._turns)
 
     def run(self, entry: Entry) -> AbstractContextManager[None]:
-        """One call of a method that is a forward."""
+        """A context in which one call of an entry method runs."""
         now = self._turns.get("now")
         is_ours = now is not None and now.is_mine and now.caller is not entry and not now.is_stale
         if now is not None and is_ours and (now.module is None or now.planned):
@@ -98,7 +98,7 @@ class Forwards:
 
     @contextmanager
     def serving(self, module: nn.Module, name: str) -> Iterator[None]:
-        """A module runs that owns weights which no call of the plan reads."""
+        """A context in which a module runs that owns weights which no call of the plan reads."""
         now = self._turns.get("now")
         if now is not None and not now.is_mine:
             raise self._busy(now)
@@ -139,7 +139,7 @@ class Forwards:
             raise self._busy(now)
 
     def _give_up(self, turn: _Turn) -> None:
-        """The forward broke off. If this breaks off too, the next forward does it again."""
+        """Clean up after a forward that raised. If an interrupt stops the clean-up, the next forward repeats it."""
         if self._turns.get("now") is not turn:
             return
         try:

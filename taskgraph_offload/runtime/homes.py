@@ -1,8 +1,8 @@
-"""Where weights are when they are not on the device: their homes.
+"""Homes: the host memory where weights are when they are not on the device.
 
-Every bundle has one home of exactly its size, so that one copy brings it. A weight that the plan never brings has a
-home of its own. Weights move in one by one, and each original is freed at once: the host never holds much more than
-one copy. Knows bytes and tensors; never decides when a weight moves.
+Every bundle has one home of exactly its size, so that one copy brings it. A weight that no call of the plan reads has a
+home of its own. Weights move in one by one, and each original is freed at once, so the host never holds much more than
+the model once. This module knows bytes and tensors; it never decides when a weight is copied.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TRIM_EVERY = 2**30  # bytes that moved in; then freed memory goes back to the sy
 
 
 class HomeMemory(Protocol):
-    """What a home must offer, of whatever kind it is: a slab of host memory, or pages of a file, or shared pages."""
+    """What every kind of home must offer. Today there is one kind, `Slab`; pages of a file would be another one."""
 
     @property
     def memory(self) -> Tensor:
@@ -39,7 +39,7 @@ class HomeMemory(Protocol):
 
     @property
     def words(self) -> numpy.ndarray:
-        """The same bytes as whole words of eight bytes each, to look for edits."""
+        """The same bytes as words of eight bytes each, to look for edits."""
         ...
 
     def pin(self, device: Device[Any]) -> None:
@@ -52,7 +52,7 @@ class HomeMemory(Protocol):
 
 
 class Slab:
-    """Host memory of exactly so many bytes."""
+    """Host memory of a given size."""
 
     def __init__(self, nbytes: int) -> None:
         pages = new_pages(aligned(nbytes))
@@ -75,8 +75,8 @@ class Slab:
 class WeightHome:
     """The home of one weight: its bytes in the home of its bundle, and the tensors that show it.
 
-    `moved`: the model gave the weight other memory, which is its home now. `planned`: a call of the plan reads it; else
-    it is alone in its `bundle`.
+    `planned`: a call of the plan reads the weight; if not, it is alone in its `bundle`. `moved`: the user gave the
+    weight other memory, which is its home now.
     """
 
     name: str
@@ -89,7 +89,7 @@ class WeightHome:
 
     @property
     def is_number(self) -> bool:
-        """Whether this is a single number: operators take these from the host, wherever they run."""
+        """Whether this is a single number. Operators on a GPU can read a single number from the host."""
         return all(not shown.shape for shown in self.tensors)
 
 
@@ -118,7 +118,7 @@ class Homes:
         return (shown for home in self.weights.values() for shown in home.tensors)
 
     def pieces(self, bundle: str, start: int, stop: int) -> Iterator[tuple[int, int, Tensor]]:
-        """Where bytes of a bundle are at home: (first, last, memory), in order."""
+        """Where the bytes of a bundle are at home, as (first, last, memory), in order."""
         memory = self.memories[bundle].memory
         moved = [home for home in self.weights.values() if home.moved and home.bundle == bundle and home.memory.nbytes]
         for home in sorted(moved, key=lambda home: home.offset):
@@ -132,9 +132,9 @@ class Homes:
             yield start, stop, memory[start:stop]
 
     def give_back(self) -> None:
-        """Put every tensor back on the device where it was found. The homes live on as memory of the tensors.
+        """Put every tensor back on the device where it was found. Tensors of the CPU keep their home as memory.
 
-        A tensor that the model gave other data keeps it. Each step is tried, even if another one fails.
+        A tensor that the user gave other data keeps that data. Every step runs, even if another one fails.
         """
         with torch.inference_mode(False), ExitStack() as steps:
             for home in self.weights.values():
@@ -143,10 +143,10 @@ class Homes:
                 steps.callback(memory.unpin, self._device)
 
     def adopt(self, home: WeightHome, shown: WeightTensor, tensor: Tensor) -> None:
-        """Make the memory that the model gave a weight its home.
+        """The user gave a weight other memory, `tensor`: make that memory the weight's home.
 
-        The old home stays as it is, for whoever still shows it. If copies cannot read the new memory, the tensor moves
-        to a new slab.
+        The old home stays as it is, because other tensors may show it. If copies cannot read the new memory, the tensor
+        moves to a new slab.
         """
         with torch.no_grad(), torch.inference_mode(False), _disable_current_modes():
             if tensor is not shown.tensor:
@@ -180,7 +180,7 @@ class Homes:
             self.memories.pop(_moved(name)).unpin(self._device)
 
     def _move_in(self, tensors: Mapping[str, list[WeightTensor]]) -> None:
-        """Copy the weights to their homes, bundle by bundle."""
+        """Copy all weights to their homes, bundle by bundle."""
         trace, since_trim = self._plan.trace, 0
         bundles = {name: bundle.weights for name, bundle in self._plan.bundles.items()}
         bundles |= {_unread(name): (name,) for name in trace.weights if name not in self._plan.seats}
@@ -211,7 +211,7 @@ def raw_bytes(tensor: Tensor) -> Tensor:
 
 
 def fill(memory: Tensor, tensor: Tensor) -> None:
-    """Copy a tensor's bytes to the beginning of host memory. Dispatch modes do not see it."""
+    """Copy a tensor's bytes to the beginning of host memory. Dispatch modes do not see the copy."""
     source = raw_bytes(tensor.detach())
     if source.device.type != "cpu":
         source = source.cpu()
@@ -219,7 +219,7 @@ def fill(memory: Tensor, tensor: Tensor) -> None:
 
 
 def give_freed_memory_back() -> None:
-    """Return freed pages to the system. Otherwise the C library keeps them, and the model seems to be there twice."""
+    """Return freed pages to the system. Otherwise the C library keeps them, and the process seems twice as large."""
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):  # another C library than GNU's has no such function
             ctypes.CDLL(None).malloc_trim(0)
@@ -239,12 +239,12 @@ def _unread(name: str) -> str:
 
 
 def _moved(name: str) -> str:
-    """The key of a slab that holds one weight which the model moved."""
+    """The key of a slab that holds one weight which the user moved."""
     return f"{name}, moved"
 
 
 def _let_go(home: WeightHome, shown: WeightTensor) -> None:
-    """Give a tensor that the model replaced a last value of its own, if it still shows the device's memory."""
+    """Let go of a tensor that the user replaced: point it home, and back to the device that it came from."""
     if not shown.shows(shown.home):
         if not shown.shows(shown.seat):
             return

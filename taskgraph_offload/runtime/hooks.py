@@ -1,6 +1,6 @@
-"""Tells the executor when a forward of the model begins and ends, and when it enters or leaves a module that matters.
+"""Hooks on the model that tell when a forward begins and ends, and when it enters or leaves a watched module.
 
-The model's own code runs unchanged. A copy or a pickle of a model takes none of this along.
+The model's own code runs unchanged. A copy or a pickle of the model has no hooks.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ Served = Callable[[nn.Module, str], AbstractContextManager[None]]
 
 
 class Inside:
-    """Where the forward is: the call that runs, its `block`, and the thread. What the block's modules read is there.
+    """Where the forward is: the call that is `running`, its `block`, and the thread.
 
-    `seated` is what the device has for the call: usually the same as `running`.
+    The device has all that the modules of this block read. `seated` is what the device has for the call. It is
+    `running`, except where weights of the call collide: see `Need.loose`.
     """
 
     def __init__(self) -> None:
@@ -38,18 +39,18 @@ class Inside:
 
 
 class Reach:
-    """Whom the hooks `tell` of a boundary. Torch must not compile that, once it compiles anything."""
+    """The function that hooks call at a boundary, `tell`. Torch's compiler must not compile it."""
 
     def __init__(self, tell: Callable[[nn.Module, str, Side], None]) -> None:
         self.tell, self.is_marked = tell, False
 
     def mark(self) -> None:
-        """Tell torch's compiler. Only once somebody has imported it: that takes seconds."""
+        """Exclude `tell` from compiling. Call this once the compiler is imported: importing it here takes seconds."""
         self.tell, self.is_marked = sys.modules["torch._dynamo"].disable(self.tell), True
 
 
 class Hooks:
-    """All that is on the modules of one model. `owner` is the executor that put it there."""
+    """All hooks and stand-ins on the modules of one model. `owner` is the executor that put them there."""
 
     def __init__(self, model: nn.Module, owner: object, reach: Callable[[nn.Module, str, Side], None]) -> None:
         self._model, self._owner, self._reach = model, owner, Reach(reach)
@@ -57,9 +58,9 @@ class Hooks:
         self._stand_ins: list[StandIn] = []
 
     def watch(self, modules: Iterable[str]) -> None:
-        """Tell when these modules are entered and left."""
+        """Report when the forward enters and leaves these modules."""
         for name, module in [(name, self._find(name)) for name in modules]:
-            if isinstance(module, nn.TransformerEncoderLayer):  # with hooks on it, it computes in another way
+            if isinstance(module, nn.TransformerEncoderLayer):  # with hooks, torch does not take its fast path
                 continue
             enter, leave = (_Hook(module, name, side, self._reach, self._owner) for side in ("enter", "exit"))
             first = module.register_forward_pre_hook(enter, prepend=True)
@@ -67,11 +68,11 @@ class Hooks:
         _forget_compiled_code()
 
     def wrap_entry(self, module: str, method: str, running: Running, planned: bool) -> None:
-        """Let a method run inside `running(entry)`: it is a forward. `planned`: the one that the plan knows."""
+        """Let a method run inside `running(entry)`, as a forward. `planned`: the plan was made for this method."""
         self._stand_ins.append(Entry(self._find(module), method, self._owner, running, planned))
 
     def wrap_inside(self, blocks_of: dict[str, tuple[str, ...]], inside: Inside) -> None:
-        """Tell, too, when a module is entered while none of its blocks runs, and no hook tells it."""
+        """Report, too, when a module that has no hook runs while none of its blocks does."""
         told = {module for module, _, _ in self._hooks}
         for path, module in [(path, self._find(path)) for path in blocks_of]:
             if (module not in told or path in blocks_of[path]) and can_stand_in(module):
@@ -79,13 +80,13 @@ class Hooks:
                 told.add(module)
 
     def wrap_unread(self, modules: Iterable[str], served: Served) -> None:
-        """Let modules that own weights which no call of the plan reads run inside `served(module, name)`."""
+        """Let modules with weights that no call of the plan reads run inside `served(module, name)`."""
         for path in modules:
             if path:
-                self._stand_ins.append(Unread(self._find(path), path, self._owner, served))
+                self._stand_ins.append(OwnerOfUnread(self._find(path), path, self._owner, served))
 
     def come_outermost(self) -> None:
-        """Move our hooks around those that were added since: these may read weights, too."""
+        """Move our hooks around those that the user added later, since these may read weights."""
         if not self._reach.is_marked and "torch._dynamo" in sys.modules:
             self._reach.mark()
         for module, first, last in self._hooks:
@@ -96,7 +97,7 @@ class Hooks:
                 after.move_to_end(last.id)
 
     def remove(self) -> None:
-        """Take everything off the modules. A stand-in may stand before another one: the last comes off first."""
+        """Remove everything from the modules. One method may have two stand-ins, so the last is removed first."""
         for _, first, last in self._hooks:
             first.remove()
             last.remove()
@@ -113,7 +114,7 @@ class Hooks:
 
 
 def owners(model: nn.Module) -> dict[str, Any]:
-    """The executors that are attached to a model or to a part of it, each with one module that shows it."""
+    """The executors that are attached to a model or to a part of it, each under the name of one module it hooks."""
     found: dict[Any, str] = {}
     for name, module in model.named_modules():
         for hook in (*vars(module).values(), *module._forward_pre_hooks.values()):
@@ -123,11 +124,11 @@ def owners(model: nn.Module) -> dict[str, Any]:
 
 
 class StandIn:
-    """Stands in for a method of one module, as an attribute of that module.
+    """Replaces a method of one module, and calls the original. It is an attribute of that module.
 
-        module(x)  ->  vars(module)["forward"], the stand-in  ->  the method that would be called without it
+        module(x)  ->  vars(module)["forward"], the stand-in  ->  the original method
 
-    In a copy or a pickle of the module, a stand-in is the method that the copy would have had.
+    A copy or a pickle of the module gets the original method back.
     """
 
     is_offloading = True  # the planner refuses a model on which it sees this
@@ -141,7 +142,7 @@ class StandIn:
         vars(module)[name] = self
 
     def _method(self) -> Callable[..., Any]:
-        """What would be called if this were not here. A method of the class may have been replaced meanwhile."""
+        """The original method. It is looked up each time, because the class may have got another one meanwhile."""
         own = self._own if self._own is not None else self._module._modules.get(self.name)
         return own if own is not None else _method(self._module, self.name)
 
@@ -149,14 +150,14 @@ class StandIn:
         """Put the method back."""
         self.is_removed = True
         if vars(self._module).get(self.name) is not self:
-            return  # the module's owner has put something else there
+            return  # the user has replaced our stand-in
         if self._own is not None:
             vars(self._module)[self.name] = self._own
         else:
             del vars(self._module)[self.name]
 
     def __reduce__(self) -> Any:
-        """In a copy of the module: the method that the copy would have had."""
+        """Give a copy of the module its original method."""
         if self._own is not None:
             return _same, (self._own,)
         return _method, (self._module, self.name)
@@ -174,16 +175,17 @@ class Entry(StandIn):
         return self._uncompiled(*args, **kwargs)
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
-        if self.is_removed:  # somebody has kept it
+        if self.is_removed:  # the user kept a reference to it
             return self._method()(*args, **kwargs)
         with self._running(self):
             return self._method()(*args, **kwargs)
 
 
 class Inner(StandIn):
-    """The forward of a block, or of a module inside of one. What it reads is there while its block runs; else it tells.
+    """The forward of a block, or of a module inside of one. It reports when the module runs without its block.
 
-    Hooks would cost several times as much, there are many such modules, and a call of `forward` passes hooks by.
+    While the block runs, the device has what the module reads, so there is nothing to report. This is not a hook of
+    torch: those cost several times as much, there are many such modules, and `module.forward(x)` calls no hooks.
     """
 
     def __init__(
@@ -204,8 +206,8 @@ class Inner(StandIn):
             self._reach.tell(self._module, self._path, "exit")
 
 
-class Unread(StandIn):
-    """The forward of a module that owns weights which no call of the plan reads: somebody must bring them."""
+class OwnerOfUnread(StandIn):
+    """The forward of a module with weights that no call of the plan reads. `served` brings them on demand."""
 
     def __init__(self, module: nn.Module, path: str, owner: object, served: Served) -> None:
         super().__init__(module, "forward", owner)
@@ -222,7 +224,7 @@ class Unread(StandIn):
 
 
 class _Hook:
-    """Reports one side of one module; in a copy of the module, nothing."""
+    """Reports that the forward enters, or leaves, one module. A copy of the module gets a hook that does nothing."""
 
     is_offloading = True
 
@@ -238,14 +240,17 @@ class _Hook:
 
 
 class _Silence:
-    """What is left of a hook in a copy."""
+    """The hook of a copied module."""
 
     def __call__(self, *_: Any) -> None:
         """Do nothing."""
 
 
 class _Uncompiled:
-    """A function that torch does not compile, nor what it calls. Marked late: importing the compiler takes seconds."""
+    """A function that torch's compiler leaves alone, with all that it calls.
+
+    It is marked once the compiler is imported, because importing it here takes seconds.
+    """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function, self._is_marked = function, False
@@ -257,7 +262,7 @@ class _Uncompiled:
 
 
 def _forget_compiled_code() -> None:
-    """Let torch compile anew: what it has compiled knows nothing of hooks that came later."""
+    """Let torch compile again: code that it compiled before does not call hooks that were added later."""
     if "torch._dynamo" in sys.modules:
         sys.modules["torch._dynamo"].reset()
 

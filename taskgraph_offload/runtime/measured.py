@@ -1,6 +1,6 @@
-"""What ran in the last forwards, as a measured `Timeline`, and the totals.
+"""Keeps what ran in the last forwards, as a measured `Timeline`, and the totals.
 
-Notes which task had which number in its lane, and asks for the times only when somebody wants to see them.
+Each task is noted with its number in its lane. The device is asked for times only when a timeline is made.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ TaskNumber = tuple[Lane, int]  # a task that ran: its lane, and its number there
 
 @dataclass
 class Stats:
-    """Totals since the plan was attached. `skipped_spills`: activations that stayed because nobody could find them.
+    """Totals since the plan was attached. `skipped_spills`: activations that stayed because they were not found.
 
-    `peak_bytes` is measured on CUDA. Torch does not count memory on the CPU: there it is the arena with the activations
-    that were traced, whatever shapes the forwards had.
+    `peak_bytes` is measured on CUDA. Torch does not count memory on the CPU: there it is the arena, weights on demand
+    and the activations of the trace, also if the inputs of a forward have other shapes.
     """
 
     h2d_bytes: int = 0
@@ -39,7 +39,10 @@ class Stats:
 
 
 class Ran(NamedTuple):
-    """A task that ran: its number in its lane, and what it waited for. `begun`: the number under which it began."""
+    """A task that ran: its number in its lane, and the tasks that it waited for.
+
+    `begun` is the number under which it began, if its lane was marked while it ran.
+    """
 
     lane: Lane
     number: int
@@ -61,7 +64,7 @@ class Forward:
 
 
 class Log:
-    """The forwards that are kept, oldest first, and the totals of all."""
+    """The last forwards, oldest first, and the totals of all."""
 
     def __init__(self, stats: Stats) -> None:
         self.stats = stats
@@ -69,12 +72,12 @@ class Log:
         self.begin(cold=True)
 
     def begin(self, cold: bool) -> None:
-        """Begin a forward. One that has not ended is forgotten."""
+        """Begin a forward. Forget the one before, if it has not ended."""
         self._current = Forward(cold)
         self.add = self._current.tasks.append
 
     def end(self) -> None:
-        """Keep the forward: it ended as it should."""
+        """Keep the forward: it ended without an error."""
         self.forwards.append(self._current)
 
     def timeline(self, plan: Plan, lanes: Lanes) -> Timeline:
@@ -97,14 +100,14 @@ class Log:
 
 
 def _memory(plan: Plan, spans: list[tuple[Span, int]]) -> tuple[MemoryPoint, ...]:
-    """The arena, from the first moment on, and what the calls use besides."""
+    """The bytes in use over time: the arena at first, and from each call on what that call uses."""
     begin = min((span.start for span, _ in spans), default=0.0)
     used = (MemoryPoint(span.start, nbytes) for span, nbytes in spans if span.lane == "compute")
     return (MemoryPoint(begin, plan.arena_bytes), *used)
 
 
 def _spans(forwards: list[Forward], lanes: Lanes) -> list[tuple[Span, int]]:
-    """Entries with their times, and the bytes in use; the cycles counted from the first one that is kept."""
+    """The tasks as spans, with the bytes in use. Cycles count from the first forward that is kept."""
     tasks = [(cycle, ran) for cycle, forward in enumerate(forwards) for ran in forward.tasks]
     times = _times([ran for _, ran in tasks], lanes)
     nodes, ends, seen = dict[TaskNumber, str](), dict[Lane, float](), Counter[str]()
@@ -124,7 +127,7 @@ def _spans(forwards: list[Forward], lanes: Lanes) -> list[tuple[Span, int]]:
 
 
 def _times(tasks: list[Ran], lanes: Lanes) -> dict[TaskNumber, tuple[float, float]]:
-    """When each task began and ended, in seconds from the first moment of all."""
+    """When each task began and ended, in seconds since the first one began."""
     events = {}
     for ran in tasks:
         first = lanes.moments(ran.lane, ran.number if ran.begun is None else ran.begun)
@@ -140,7 +143,7 @@ def _times(tasks: list[Ran], lanes: Lanes) -> dict[TaskNumber, tuple[float, floa
 
 
 def _cause(ran: Ran, times: dict[TaskNumber, tuple[float, float]], free: float) -> TaskNumber | None:
-    """What the task waited for last, if its lane was free before that."""
+    """The task that this one waited for longest, if its lane was free earlier (`free`)."""
     waited = [(times[task][1], task) for task in ran.waited if task in times]
     end, task = max(waited, default=(0.0, None))
     return task if end > free else None

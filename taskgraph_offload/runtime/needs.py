@@ -1,6 +1,6 @@
 """What each call needs on the device, and at which boundaries of modules the calls begin.
 
-Worked out once, when a plan is attached. Moves nothing.
+This is computed once, when a plan is attached. This module moves nothing.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ Side = Literal["enter", "exit"]
 
 @dataclass(eq=False)
 class Need:
-    """What runs between two boundaries, and what it needs there.
+    """What runs between two boundaries, and what it needs on the device.
 
-    `ranges` are bytes of the arena, each with the bundle that must hold it. `unseated` are weights whose seats collide
-    with other seats of this need: the plan never wants all of them at once. `statistics` are running statistics, with
-    the modules that change them.
+    `ranges` are bytes of the arena, each with the bundle that they must hold. `unseated` are weights whose seats
+    overlap with other seats of this need: in the plan, these weights are never on the device at once. `statistics`
+    are running statistics, with the modules that change them.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Need:
     writes: list[Range] = field(default_factory=list)
     activation_bytes: int = 0
     statistics: tuple[tuple[str, nn.Module], ...] = ()
-    loose: Need | None = None  # the same call without any seat, if there are unseated weights
+    loose: Need | None = None  # if there are unseated weights: the same call with no seats at all
 
     def changed_unseen(self) -> set[str]:
         """The running statistics that batch norms in training have changed. Torch does not count these as edits."""
@@ -52,7 +52,10 @@ class Need:
 
 @dataclass(frozen=True)
 class Unread:
-    """Weights of one module that no call of the plan reads. `is_unexpected`: nor does any call begin in the module."""
+    """Weights of one module that no call of the plan reads.
+
+    `is_unexpected`: the plan reads no weight of this module at all, and no call begins in it.
+    """
 
     weights: tuple[WeightHome, ...]
     is_unexpected: bool
@@ -60,31 +63,31 @@ class Unread:
 
 @dataclass(eq=False)
 class Door:
-    """The boundaries of one module: how deep the forward is in it, and which calls begin there.
+    """The two boundaries of one module: which calls begin there, and how often the forward has passed them.
 
-    boundary     enter a    enter a.0   exit a.0   exit a    enter a ...
-    depth of a      1           1          1          0         1
-    passed       (a, enter) once                            (a, enter) twice: the second call that begins there
+    boundary            enter a    enter a.0    exit a.0    exit a    enter a
+    depth of a             1           1           1          0          1
+    a's passed enter       1           1           1          1          2        the second call that begins here
     """
 
     module: str
-    starts: Mapping[Side, dict[int, int]]  # for each time that a side is passed: the index of the call that begins
-    places: Mapping[Side, list[Need]]  # the calls that ever begin at a side
-    block: Need | None = None  # all that its calls ever read, if the module is a block
-    forward: int = 0  # the forward that `depth` and `passed` are of
+    starts: Mapping[Side, dict[int, int]]  # how often the side was passed before -> index of the call that begins
+    places: Mapping[Side, list[Need]]  # all calls that begin at a side
+    block: Need | None = None  # if the module is a block: all that its calls read
+    forward: int = 0  # the number of the forward for which `depth` and `passed` count
     depth: int = 0
     passed: dict[Side, int] = field(default_factory=dict)
 
 
 class Needs:
-    """The needs of every call, of every block as a whole, and of the forward throughout (`standing`).
+    """The needs of every call, of every block as a whole, and of the whole forward (`standing`).
 
-    `staying` is the part of `standing` that the forward changes: the device keeps it between forwards.
+    `staying` is the part of `standing` that the forward changes. The device keeps it between forwards.
 
-    `blocks_of`: for each block, and each module inside of blocks that has weights which come and go: its blocks. A
-    module of which one part lies outside of all blocks is left out: its weights are there throughout.
+    `blocks_of` names the blocks of each module. It has the blocks themselves, and modules inside of them with weights
+    that come and go. It leaves out modules that the model also holds outside of every block.
 
-    `unread`: for each module that owns weights which no call of the plan reads: these weights.
+    `unread` has the modules that own weights which no call of the plan reads, with these weights.
     """
 
     def __init__(self, model: nn.Module, plan: Plan, homes: Homes) -> None:
@@ -141,7 +144,7 @@ class Needs:
         return need
 
     def _without_collisions(self, weights: list[str]) -> tuple[list[str], list[str]]:
-        """The weights whose seats are apart, and the others."""
+        """The weights whose seats do not overlap, and the others."""
         seated: list[str] = []
         unseated: list[str] = []
         end = 0
@@ -159,7 +162,7 @@ class Needs:
         return start, start + self._plan.trace.weights[weight].nbytes
 
     def _ranges(self, weights: list[str]) -> tuple[tuple[str, int, int], ...]:
-        """The weights' bytes, neighbours in one bundle joined, with the gap between them if one copy brings both."""
+        """The weights' bytes in the arena. Neighbours in a bundle become one range, with the gap between them."""
         found: list[tuple[str, int, int]] = []
         last = -2
         for weight in weights:
@@ -178,13 +181,13 @@ def changed_weights(plan: Plan) -> frozenset[str]:
 
 
 def standing_weights(plan: Plan) -> tuple[str, ...]:
-    """What is on the device throughout: residents that are read between blocks, or that the forward changes."""
+    """What is on the device for the whole forward: residents that are read between blocks, or that it changes."""
     wanted = {name for call in plan.trace.calls if call.block is None for name in call.reads} | changed_weights(plan)
     return tuple(name for name in plan.residents if name in wanted)
 
 
 def standing_bundles(plan: Plan) -> frozenset[str]:
-    """The bundles with weights that are there throughout."""
+    """The bundles with standing weights."""
     return frozenset(plan.bundle_of[name] for name in standing_weights(plan))
 
 
@@ -194,7 +197,7 @@ def can_stand_in(module: nn.Module) -> bool:
 
 
 def _running_statistics(model: nn.Module, homes: Homes) -> dict[str, nn.Module]:
-    """The weights that batch norms change when they train, which does not count as an edit of the tensor."""
+    """The weights that batch norms change in training, with the batch norm. Torch does not count these edits."""
     weight_of = {id(shown.tensor): shown.weight for shown in homes.tensors()}
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     kept = [(norm, buffer) for norm in norms for buffer in (norm.running_mean, norm.running_var)]
@@ -230,7 +233,7 @@ def _blocks_of_modules(model: nn.Module, blocks: Collection[str], moving: Contai
 
 
 def _owners_of_unread(model: nn.Module, homes: Homes, boundaries: Collection[str]) -> dict[str, Unread]:
-    """The weights that no call reads, by the nearest module above each that has a forward; the root owns the rest."""
+    """The weights that no call reads. The owner is the nearest module above that has a forward, or else the root."""
     home_of = {id(shown.tensor): homes.weights[shown.weight] for shown in homes.tensors()}
     owned: dict[str, dict[WeightHome, None]] = {}
     for name, tensor in named_tensors(model):
@@ -247,7 +250,7 @@ def _owners_of_unread(model: nn.Module, homes: Homes, boundaries: Collection[str
 
 
 def _modules_around_all_blocks(model: nn.Module, blocks: Collection[str]) -> tuple[str, ...]:
-    """The modules below the root that hold all blocks. A wrapper's user may call them instead of the wrapper."""
+    """The modules below the root that hold all blocks. If the model is a wrapper, users may call these directly."""
     outer = [set(above(block)) for block in blocks if block]
     around = sorted(set.intersection(*outer)) if outer else []
     return tuple(path for path in around if can_stand_in(model.get_submodule(path)))

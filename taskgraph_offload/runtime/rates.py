@@ -1,7 +1,7 @@
 """Measures a machine: how fast its link copies, and how fast it computes.
 
-One procedure for every device; only the clock and the sizes differ. Each figure is the median of several runs after a
-first run that does not count.
+Every device is measured in the same way; only the clock and the sizes differ. Each figure is the median of several
+runs, after a first run that does not count.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..nouns.progress import report
 
 @dataclass(frozen=True, slots=True)
 class _Sizes:
-    """What is copied and multiplied: beyond the last cache, yet done in a second or two."""
+    """How much is copied and multiplied: too much for the caches, but it takes only a second or two."""
 
     link_bytes: int
     memory_bytes: int
@@ -64,7 +64,7 @@ def _known_device(device: str | torch.device) -> torch.device:
 
 
 def _is_integrated(device: torch.device) -> bool:
-    """Whether a GPU uses the CPU's memory; older versions of torch do not say."""
+    """Whether a GPU uses the CPU's memory. Older versions of torch cannot tell."""
     return bool(getattr(torch.cuda.get_device_properties(device), "is_integrated", False))
 
 
@@ -95,8 +95,8 @@ def _measure_memory(device: torch.device, nbytes: int, clock: _Clock) -> float:
 
 
 def _measure_matmul(device: torch.device, side: int, clock: _Clock) -> float:
-    # Random numbers, since a card computes on zeros faster than it can on weights; from a generator of our own, since
-    # the caller's seed is not ours to advance.
+    # Random numbers, because a card multiplies zeros faster than weights. A generator of our own, because measuring
+    # must not change the random numbers that the caller gets later.
     dtype = _matmul_dtype(device)
     generator = torch.Generator(device).manual_seed(0)
     left, right = (torch.randn(side, side, device=device, dtype=dtype, generator=generator) for _ in range(2))
@@ -112,7 +112,7 @@ def _matmul_dtype(device: torch.device) -> torch.dtype:
 
 
 def _filled(nbytes: int, device: torch.device, pinned: bool = False) -> torch.Tensor:
-    # Written once, so that its pages exist: a fresh page of zeros is not yet memory, and copies too fast.
+    # Written once, so that the system allocates the pages: copying pages that were never written is too fast.
     return torch.empty(nbytes, dtype=torch.uint8, device=device, pin_memory=pinned).fill_(1)
 
 

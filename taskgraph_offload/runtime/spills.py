@@ -5,11 +5,13 @@
       its call ends   d2h issued         the call begins that      h2d issued
                                          the d2h comes before
 
-A storage is emptied and filled again in place, so views and aliases survive. The trace says which storage an
-activation is: the same call made it, it has the same size and place in the order of making, and as many are alive. If
-that does not fit, the activation stays. While a forward runs, a dispatch mode watches every operator: one that meets an
-emptied storage gets it back first. A kernel that is given an address is not seen: it finds the activation from the
-call on that the copy back serves, and an empty storage before.
+A storage is emptied and filled again in place, so views and aliases stay valid. To find the storage of an activation,
+we compare with the trace: the same call made it, it has the same size, it comes at the same place in the order of
+making, and the same number of storages is alive. If that does not fit, the activation stays on the device.
+
+While a forward runs, a dispatch mode watches every operator. If an operator uses an emptied storage, the storage is
+filled first. The mode does not see a kernel that gets only an address. Such a kernel finds the activation once the call
+has begun that the copy back serves; before that, the storage is empty.
 """
 
 from __future__ import annotations
@@ -36,18 +38,18 @@ StorageRef = weakref.ref[UntypedStorage]
 
 @dataclass(eq=False)
 class Spill:
-    """An activation that was found: its storage, and how far it has gone. Numbers count copies in their lanes.
+    """An activation whose storage was found, and where it is now. Numbers count copies in their lanes.
 
-    `returning` holds the storage while it is being filled: the model may drop it, and its memory must not be given to
-    anybody else before the compute lane has waited for the copy.
+    `returning` keeps the storage alive while a copy fills it. The model may drop the storage in the meantime, but its
+    memory must not be used for anything else before the compute lane has waited for the copy.
     """
 
     name: str
     storage: StorageRef
-    leaves_before: str | None = None  # once copied out: the call that finds it gone
+    leaves_before: str | None = None  # after the copy out: its storage is emptied when this call begins
     away: bool = False
     returned: int = 0
-    serves: str | None = None  # once copied back: the call that it comes back for
+    serves: str | None = None  # after the copy back: the call that needs it
     returning: UntypedStorage | None = None
 
 
@@ -68,22 +70,22 @@ class Spills:
         self.forget()
 
     def watching(self) -> AbstractContextManager[Any]:
-        """While on, every operator is watched."""
+        """A context in which every operator is watched."""
         return Watching(self)
 
     def forget(self) -> None:
-        """Nothing was made yet."""
+        """Forget all activations."""
         self._spills: dict[str, Spill] = {}
         self._by_storage: dict[int, Spill] = {}
         self._made: list[StorageRef] = []
 
     def close(self) -> None:
-        """Give the host's memory back."""
+        """Unpin the host memory."""
         for home in self._homes.values():
             home.unpin(self._device)
 
     def call_ends(self, call: str) -> None:
-        """Find what the call made, among the storages that it leaves behind."""
+        """Find the activations of the call among the storages that it made and that are still alive."""
         made, self._made = self._made, []
         for nbytes, names in self._expected.get(call, {}).items():
             alive = [ref for ref in made if (storage := ref()) is not None and storage.nbytes() == nbytes]
@@ -105,7 +107,7 @@ class Spills:
             self._copier.stats.skipped_spills += 1
 
     def call_begins(self, call: str) -> None:
-        """What the call finds gone goes now: the compute lane has waited for its copy. What comes for it is awaited."""
+        """Empty the storages that must be gone before this call. Let the compute lane wait for those that it needs."""
         for spill in self._spills.values():
             if spill.serves == call:
                 self._wait_for_return(spill)
@@ -115,7 +117,7 @@ class Spills:
                 storage.resize_(0)
 
     def meet(self, storage: UntypedStorage) -> None:
-        """An operator is about to use a storage: it must be there, and may not be taken away any more."""
+        """An operator is about to use a storage: fill it if it is empty, and do not empty it later."""
         spill = self._by_storage.get(storage._cdata)
         if spill is None or spill.storage() is not storage:
             return
@@ -130,7 +132,7 @@ class Spills:
         self._made.append(weakref.ref(storage))
 
     def bring_all_back(self) -> None:
-        """The forward ends: bring back every activation that somebody still holds."""
+        """The forward ends: bring back every activation whose storage is still alive."""
         for spill in self._spills.values():
             if (storage := spill.storage()) is not None:
                 self.meet(storage)
@@ -143,7 +145,7 @@ class Spills:
         self._device.reached(f"{call} makes {spill.name}", _bytes(storage), [], [(0, storage.nbytes())])
 
     def _copy_out(self, spill: Spill, storage: UntypedStorage, copy: Copy) -> None:
-        # Behind the compute lane, which has waited for every copy back, so that what left earlier has returned by now.
+        # Wait for the compute lane. It has waited for every copy back, so an earlier copy back has filled this storage.
         self._lanes.wait("d2h", "compute", self._lanes.latest["compute"])
         self._copier.copy(copy, [(self._homes[spill.name].memory, _bytes(storage))])
         spill.leaves_before = copy.task.before
@@ -155,7 +157,7 @@ class Spills:
         home = self._homes[spill.name].memory
         storage.resize_(home.nbytes)
         target = _bytes(storage)
-        # Behind the compute lane, which had the memory before, and has waited for the copy out.
+        # Wait for the compute lane: it may have used this memory before, and it has waited for the copy out.
         self._device.reached(f"memory for {spill.name}", target, [], [(0, home.nbytes)])
         self._lanes.wait("h2d", "compute", self._lanes.mark("compute"))
         spill.returning, spill.returned = storage, self._copier.copy(copy, [(target, home)])
@@ -167,7 +169,7 @@ class Spills:
 
 
 class Watching(TorchDispatchMode):
-    """Tells of the storages that operators meet and make."""
+    """Reports the storages that operators use and make."""
 
     def __init__(self, spills: Spills) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -198,7 +200,7 @@ def _bytes(storage: UntypedStorage) -> Tensor:
 
 
 def _alive_at_the_end_of_calls(plan: Plan, spilled: set[str]) -> dict[str, dict[int, list[str]]]:
-    """For each call that makes a spilled activation: what it makes that lives on, by size, in the order of making."""
+    """For each call that makes a spilled activation: its activations that live on, by size, in the order of making."""
     where, calls = plan.trace.call_of_piece, plan.trace.calls
     found: dict[str, dict[int, list[str]]] = {}
     for name, activation in plan.activations.items():

@@ -1,9 +1,9 @@
-"""The model's tensors that show the bytes of weights: finds them, and points them to the device and home again.
+"""Finds the model's tensors that show the bytes of weights, and points them to the device and home again.
 
-    outside of its call     tensor ----> home
-    inside                  tensor ----> seat
+    while a call runs that reads the weight     tensor ----> seat
+    at all other times                          tensor ----> home
 
-Never moves a byte.
+This module never moves a byte.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from ..errors import ExecutionError
 from ..nouns.trace import Weight
 from ..nouns.weights import extent_of
 
-count_of_edits = attrgetter("_version")  # faster than a loop in Python, as there are many tensors
-MODULE_TABLES = frozenset(vars(nn.Module()))  # what every module has, its parameters and hooks among it
+count_of_edits = attrgetter("_version")  # for `map`, which is faster than a loop in Python
+MODULE_TABLES = frozenset(vars(nn.Module()))  # attributes of every module, such as the dicts of parameters and hooks
 
 
 @dataclass(eq=False)
 class WeightTensor:
     """A tensor that shows the bytes of a weight; tied weights have several. `owners`: dicts of the model that hold it.
 
-    `home` and `seat` are views of the same shape: of the weight's bytes at home, and on the device. `found` is the
-    tensor that was there when the plan was attached. `counted`: torch counts the edits of this tensor (it does not if
-    the tensor was made in inference mode); `version` is the count up to which we know them.
+    `home` and `seat` are views of the same shape: one of the weight's bytes at home, one of those on the device.
+    `found` is the tensor that was there when the plan was attached. `counted`: torch counts the edits of this tensor
+    (not if it was made in inference mode). `version` is torch's count when we last looked.
     """
 
     tensor: Tensor
@@ -55,11 +55,11 @@ class WeightTensor:
 
     @property
     def is_home(self) -> bool:
-        """Whether the tensor shows its home, and the home is where it was. A model can move memory behind all views."""
+        """Whether the tensor shows its home, and the home was not moved, for example by `share_memory_`."""
         return self.shows(self.home) and self.home.data_ptr() == self.home_address
 
     def note_version(self) -> None:
-        """Count all edits of the tensor until now as known."""
+        """Note torch's count of edits: all edits until now are known."""
         self.counted = not self.tensor.is_inference()
         self.version = self.tensor._version if self.counted else 0
 
@@ -69,13 +69,13 @@ class WeightTensor:
         return alike and tensor.device.type != "meta" and tensor.layout is torch.strided
 
     def shows(self, view: Tensor) -> bool:
-        """Whether the tensor shows exactly this view. If not, the model has given it other data."""
+        """Whether the tensor shows exactly this view. If it shows no view of ours, the user gave it other data."""
         tensor = self.tensor
         same_place = tensor.data_ptr() == view.data_ptr() and tensor.device == view.device
         return same_place and tensor.stride() == self.stride and self.is_like(tensor)
 
     def view_of(self, memory: Tensor) -> Tensor:
-        """The tensor's shape over memory that holds the bytes of its weight."""
+        """A view of the tensor's shape, on memory that holds the bytes of its weight."""
         with torch.inference_mode(not self.counted):
             empty = torch.empty(0, dtype=self.dtype, device=memory.device)
             place = self.offset // empty.element_size()
@@ -83,7 +83,7 @@ class WeightTensor:
 
 
 class Pointing:
-    """The tensors that one call reads. A forward does this for thirty tensors at every call, so every line counts."""
+    """Points the tensors that one call reads. This runs at every call, often for thirty tensors, so it must be fast."""
 
     def __init__(self, call: str, tensors: Sequence[WeightTensor]) -> None:
         self._call, self._shown = call, tensors
@@ -95,9 +95,9 @@ class Pointing:
         self._versions: list[int] = []
 
     def to_seats(self) -> set[str]:
-        """Point the tensors to their seats. Returns the weights that somebody edited at home since the last call.
+        """Point the tensors to their seats. Returns the weights that the user edited at home since the last call.
 
-        Raises if a tensor does not show its home, because somebody gave it other data.
+        Raises if a tensor does not show its home: the user gave it other data.
         """
         if list(map(Tensor.data_ptr, self._tensors)) != self._home_addresses:
             raise self._moved()
@@ -108,7 +108,7 @@ class Pointing:
         return edited
 
     def to_homes(self) -> set[str]:
-        """Point the tensors home, unless the model gave them other data. Returns the weights that the call edited."""
+        """Point the tensors home, unless the user gave them other data. Returns the weights that the call edited."""
         versions = list(map(count_of_edits, self._counted))
         edited = set() if versions == self._versions else self._edited(versions)
         for tensor, address, home in self._back:
@@ -124,20 +124,20 @@ class Pointing:
         places = zip(self._shown, self._home_addresses, strict=True)
         weight = next(shown.weight for shown, address in places if shown.tensor.data_ptr() != address)
         return ExecutionError(
-            f"weight {weight!r} was given other data after the forward had begun, and before {self._call} read it: do "
-            "that between forwards; the next one will find it"
+            f"weight {weight!r} was given other data after the forward had begun, and before {self._call} read it; do "
+            "that between forwards (the next forward will read the new data)"
         )
 
 
 def point_home(tensors: Iterable[WeightTensor]) -> None:
-    """Point tensors from their seats back to their homes, unless the model gave them other data."""
+    """Point tensors from their seats back to their homes, unless the user gave them other data."""
     for shown in tensors:
         if shown.tensor.data_ptr() == shown.seat.data_ptr():
             shown.tensor.data = shown.home
 
 
 def edited_weights(tensors: Iterable[WeightTensor]) -> set[str]:
-    """The weights that somebody edited since this was last asked."""
+    """The weights that were edited since the last time this was called."""
     edited = [shown for shown in tensors if shown.counted and shown.tensor._version != shown.version]
     for shown in edited:
         shown.note_version()
@@ -179,7 +179,7 @@ def _places(model: nn.Module) -> Iterator[tuple[str, dict[str, Any], str]]:
 
 
 def _add_other_views(model: nn.Module, weights: Mapping[str, list[WeightTensor]]) -> None:
-    """Plain attributes that show a weight's bytes move with it."""
+    """Add plain attributes of modules that show a weight's bytes: they must point where the weight points."""
     known = {id(shown.tensor) for several in weights.values() for shown in several}
     weight_at = {t.tensor.untyped_storage()._cdata: name for name, several in weights.items() for t in several}
     shared = _shared_storages(weights)
@@ -194,7 +194,7 @@ def _add_other_views(model: nn.Module, weights: Mapping[str, list[WeightTensor]]
 
 
 def _shared_storages(weights: Mapping[str, list[WeightTensor]]) -> set[int]:
-    """Storages in which several weights lie: there, a storage does not say which weight a view shows."""
+    """Storages that hold several weights. A view of such a storage may show any of them."""
     seen: dict[int, str] = {}
     return {
         storage

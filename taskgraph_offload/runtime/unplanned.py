@@ -1,7 +1,8 @@
-"""Whatever a forward does that the plan does not expect: other blocks, another order, weights that nobody planned for.
+"""Serves what the plan does not expect: other blocks, another order, weights that no call of the plan reads.
 
-`Detours` follows a forward that leaves the plan, until it is back. `OnDemand` brings weights for which the plan has no
-seat, to a place in the arena that nobody needs at the moment, or to memory that the budget has to spare.
+`Detours` follows a forward that leaves the plan, until it is back. `OnDemand` brings weights that have no seat: to
+memory that the budget has to spare, or to a place in the arena that is not in use. `HomeReads` watches operators, and
+gives them weights from the device that they would read at home.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """A module runs without its block, or a block inside of another one, where the plan does not say so.
+    """A detour that interrupts a call: a module runs without its block, or a block runs inside of another block.
 
-    What ran before it, `interrupted`, goes on afterwards. A visit ends when its module is left as often as entered.
+    The call that it interrupts goes on afterwards. A visit ends when the forward leaves the module at `depth`.
     """
 
     module: str
@@ -44,9 +45,12 @@ class Visit:
 
 
 class Detours:
-    """Follows a forward off the plan: visits, the innermost last, and a block that comes out of turn, `stray`.
+    """Follows a forward off the plan. There are two kinds of detours:
 
-    While there is a detour (`are_on`), every boundary comes here.
+    - a stray: one block that the plan does not expect here, `_stray` by name. It replaces the call that ran;
+    - visits: see `Visit`. They can be nested; the innermost is the last one of `_visits`.
+
+    While there is a detour (`are_on`), the conductor passes every boundary to this class.
     """
 
     def __init__(self, needs: Needs) -> None:
@@ -60,7 +64,7 @@ class Detours:
         self.are_on = False
 
     def reach(self, conductor: Conductor, door: Door, side: Side) -> None:
-        """The forward enters or leaves a module, and that is not the plan's next step."""
+        """The forward enters or leaves a module, and the plan does not expect that here."""
         self._step(conductor, door, side)
         self.are_on = bool(self._visits) or self._stray is not None
 
@@ -85,7 +89,7 @@ class Detours:
             self._begin_stray(conductor, block)
 
     def _is_visit(self, conductor: Conductor, door: Door) -> bool:
-        """Whether a module runs without its block, or a block inside of another one, where the plan does not say so."""
+        """Whether a visit begins: see `Visit`."""
         running = conductor.inside.running
         if door.block is None:
             blocks = self._needs.blocks_of.get(door.module)
@@ -97,7 +101,7 @@ class Detours:
         return not is_part and not door.block.weights <= running.weights
 
     def _begin_visit(self, conductor: Conductor, door: Door) -> None:
-        """Let the device have all that the module's block ever reads, until the module ends."""
+        """Bring all that the module's block ever reads, until the module ends."""
         self._visits.append(Visit(door.module, door.depth, conductor.inside.running))
         block = self._needs.blocks_of.get(door.module, (door.module,))[0]
         conductor.leave_the_plan_for(self._needs.blocks[block])
@@ -108,14 +112,14 @@ class Detours:
             conductor.begin_call(interrupted)
 
     def _block_out_of_turn(self, conductor: Conductor, door: Door, side: Side) -> Need | None:
-        """The block that runs in a way that the plan does not know, if one does.
+        """The block that begins here against the plan, or None.
 
-        A place that the forward passes again while the call that began there still runs belongs to that call: a loop
-        over experts, say.
+        None, too, if the forward passes the same boundary again while the call that began there runs: it still runs
+        the same call, for example a loop over experts.
         """
         running = conductor.inside.running
         if door.block is not None and running is not None and running.block not in (None, door.module):
-            return None  # a block inside of another one, which has all that this one reads
+            return None  # this block is inside of the one that runs, and the device has what both read
         needs = door.places[side]
         if not conductor.planned and side == "enter" and running is None:
             needs = needs or door.places["exit"]
@@ -124,23 +128,23 @@ class Detours:
         return next((self._needs.blocks[need.block] for need in needs if need.block is not None), None)
 
     def _begin_stray(self, conductor: Conductor, block: Need) -> None:
-        """Let the device have all that a block ever reads, until it ends."""
+        """Bring all that a block ever reads, until it ends."""
         self._stray = block.name
         conductor.leave_the_plan_for(block)
 
 
 @dataclass(slots=True)
 class Brought:
-    """A weight that is on the device beside the plan: in the arena at `place`, or in memory of its own."""
+    """A weight that was brought on demand: to `place` in the arena, or to memory of its own."""
 
     home: WeightHome
     memory: Tensor
     place: int | None
-    held: int = 0  # how many calls run that count on it
+    held: int = 0  # how many running calls need it
 
 
 class OnDemand:
-    """Brings weights that have no seat, within the budget, and points tensors there while a call holds them."""
+    """Brings weights that have no seat, within the budget. Tensors point to them while a call holds them."""
 
     def __init__(self, plan: Plan, homes: Homes, arena: Arena, device: Device[Any], standing: Need) -> None:
         self._plan, self._homes, self._arena, self._device = plan, homes, arena, device
@@ -149,11 +153,11 @@ class OnDemand:
         self._pointed: list[tuple[WeightTensor, int]] = []
         self._next_place = 0
         self.spare_bytes = max(0, plan.budget_bytes - plan.margin_bytes - plan.peak_bytes)
-        self.beside_bytes = self.peak_bytes = 0  # in memory beside the arena: now, and the most in this forward
+        self.beside_bytes = self.peak_bytes = 0  # memory outside the arena: now, and the most in this forward
 
     @contextmanager
     def held(self, weights: Iterable[WeightHome], call: str, seated: Need | None) -> Iterator[bool]:
-        """Point the tensors of some weights to the device while a call runs. Yields whether all of them found room."""
+        """Bring weights and point their tensors there while a call runs. Yields whether there is room for all."""
         found = [self._hold(home, call, seated) for home in weights]
         try:
             yield None not in found
@@ -165,35 +169,35 @@ class OnDemand:
     def memory_of(
         self, home: WeightHome, call: str, seated: Need | None, also: Sequence[Range], nbytes: int
     ) -> Brought:
-        """A weight on the device, for one operator, which reads weights of `nbytes` in all, some of them at `also`."""
+        """Bring a weight for one operator, or raise. The operator reads `nbytes` of weights, some of them at `also`."""
         taken = self._taken(seated, also)
         found = self._find(home, taken) or self._bring(home, call, taken)
         if found is None:
             needed = self._plan.budget_bytes + nbytes
             raise ExecutionError(
                 f"{call} reads weight {home.name!r} of {readable(home.memory.nbytes)}, which the traced forward "
-                f"did not read there. The budget of {readable(self._plan.budget_bytes)} has no room for it: plan with "
+                f"did not read there. The budget of {readable(self._plan.budget_bytes)} has no room for it. Plan with "
                 f'inputs that make the forward read it, or with a budget of "{needed}B"'
             )
         self._device.reached(call, found.memory, [(0, found.memory.nbytes)], [])
         return found
 
     def used(self, brought: Brought, changed: bool) -> None:
-        """An operator has read a weight, or changed it."""
+        """An operator has read a weight. `changed`: it has written it, too."""
         if changed:
             self._arena.carry_home_beside_the_plan(brought.home.name, brought.memory)
         self._arena.used_beside_the_plan(brought.memory, brought.place)
         self._drop_if_free(brought)
 
     def forget(self, names: Iterable[str] | None = None) -> None:
-        """What was brought of these weights, or of all, is no longer what their homes hold."""
+        """Forget what was brought of these weights, or of all: their homes hold other bytes now."""
         for name in list(self._brought if names is None else names):
             found = self._brought.pop(name, None)
             if found is not None and found.place is None:
                 self.beside_bytes -= found.memory.nbytes
 
     def weight_at(self, address: int) -> tuple[WeightHome, int] | None:
-        """The weight that a call holds at this address beside the plan, and where it begins."""
+        """The weight on demand that a running call holds at this address, and the address where it begins."""
         for brought in self._brought.values():
             start = brought.memory.data_ptr()
             if brought.held and start <= address < start + brought.memory.nbytes:
@@ -201,7 +205,7 @@ class OnDemand:
         return None
 
     def point_home(self) -> None:
-        """Point home whatever still shows memory beside the plan: a forward broke off."""
+        """Point all tensors home that still show memory on demand, after a forward that raised."""
         for shown, address in self._pointed:
             if shown.tensor.data_ptr() == address:
                 shown.tensor.data = shown.home
@@ -234,7 +238,7 @@ class OnDemand:
         self.used(brought, changed)
 
     def _find(self, home: WeightHome, taken: Sequence[Range]) -> Brought | None:
-        """What was brought before, if its bytes are still there, and if nothing that runs now will overwrite them."""
+        """A weight that was brought before, if its bytes are still there and are not in the way of what runs now."""
         if edited_weights(home.tensors):
             self.forget([home.name])
         found = self._brought.get(home.name)
@@ -248,7 +252,7 @@ class OnDemand:
         return None
 
     def _taken(self, seated: Need | None, also: Sequence[Range]) -> list[Range]:
-        """The bytes of the arena that what runs now reads."""
+        """The bytes of the arena that are in use now."""
         taken = [*self._standing, *also]
         taken += [(start, stop) for _, start, stop in seated.ranges] if seated is not None else []
         for one in self._brought.values():
@@ -270,12 +274,12 @@ class OnDemand:
         return self._brought[home.name]
 
     def _drop_if_free(self, brought: Brought) -> None:
-        """Free memory beside the arena as soon as no call counts on it. A place in the arena lasts while it can."""
+        """Free memory outside the arena when no call needs it. Bytes in the arena stay until a copy overwrites them."""
         if brought.place is None and not brought.held and self._brought.pop(brought.home.name, None) is not None:
             self.beside_bytes -= brought.memory.nbytes
 
     def _free_place(self, nbytes: int, taken: Sequence[Range]) -> int | None:
-        """So many bytes of the arena that are not taken: the ones after the last ones, so that these last."""
+        """Find free bytes of the arena. Start after the last place found, so that older weights stay longer."""
         gaps, end = [], 0
         for start, stop in [*sorted(taken), (self._plan.arena_bytes, self._plan.arena_bytes)]:
             if start - aligned(end) >= nbytes:
@@ -289,7 +293,7 @@ class OnDemand:
 
 
 class HomeReads(TorchDispatchMode):
-    """Gives operators that would read a weight at home the weight on the device instead; or refuses them by name."""
+    """Watches operators. One that would read a weight at home gets it from the device, or is refused by name."""
 
     def __init__(self, homes: Homes, on_demand: OnDemand, inside: Inside) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -330,18 +334,18 @@ class HomeReads(TorchDispatchMode):
         return out
 
     def _refuse_mixture(self, func: Any, arguments: Any) -> None:
-        """Refuse what a GPU could not do: one operator on a weight at home and on a tensor that is not."""
+        """Refuse an operator that reads a weight at home and another tensor that is on the device: a GPU would fail."""
         tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor) and leaf.dim()]
         homes = [self._home_of(tensor) for tensor in tensors]
         home = next((home for home in homes if home is not None), None)
         if home is not None and None in homes:
             raise ExecutionError(
-                f"{func} reads weight {home.name!r} at home, in {self._where}: the plan does not know of this read; "
-                "plan with inputs that make the forward read it"
+                f"{func} reads weight {home.name!r} at home, in {self._where}. The plan does not expect this read: "
+                "plan with inputs that make the forward read the weight"
             )
 
     def _on_device(self, tensor: Tensor, found: dict[str, Brought], nbytes: int) -> Tensor:
-        """A tensor as it is; or, of a weight at home, the same view of the weight's bytes on the device."""
+        """The tensor itself; but if it shows a weight at home, the same view of the weight's bytes on the device."""
         if (home := self._home_of(tensor)) is None:
             return tensor
         if home.name not in found:
@@ -365,7 +369,7 @@ class HomeReads(TorchDispatchMode):
         return self._sorted[place]
 
     def _list_homes(self) -> None:
-        """All homes by address, without those of single numbers."""
+        """Sort all homes by address. Single numbers are left out: operators take these from the host."""
         homes = [home for home in self._homes.weights.values() if home.memory.nbytes and not home.is_number]
         self._sorted = sorted(homes, key=lambda home: home.memory.data_ptr())
         self._starts = [home.memory.data_ptr() for home in self._sorted]
@@ -379,7 +383,7 @@ _READS_NO_DATA = {
 
 
 def _storages_written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> set[int]:
-    """The storages that an operator writes to, by what its schema says of its arguments."""
+    """The storages that an operator writes to, according to its schema."""
     values = [*zip(func._schema.arguments, args, strict=False)]
     values += [(argument, kwargs[argument.name]) for argument in func._schema.arguments if argument.name in kwargs]
     written = [value for argument, value in values if argument.alias_info is not None and argument.alias_info.is_write]
@@ -387,6 +391,6 @@ def _storages_written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any])
 
 
 def _apart_from(tensor: Tensor, brought: Iterable[Brought]) -> Tensor:
-    """A result that must not show memory which others will overwrite."""
+    """The result of an operator, copied if it shows memory that later copies will overwrite."""
     shows = any(tensor.untyped_storage()._cdata == one.memory.untyped_storage()._cdata for one in brought)
     return tensor.clone() if shows else tensor
