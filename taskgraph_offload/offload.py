@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from .errors import SettingsError
+from .errors import ExecutionError, SettingsError
 from .runtime.executor import Executor, attached_to
 
 
@@ -27,15 +27,30 @@ def offload(model: nn.Module, budget_gb: float | str, **arguments: Any) -> Execu
     ours = {key: arguments.pop(key) for key in ("device", "link_bytes_per_second", "lazy") if key in arguments}
     if str(ours.get("device", "")).startswith(("cpu", "checked")):
         arguments.setdefault("machine", "cpu")
-    before = attached_to(model) if isinstance(model, nn.Module) else []
+    before = _replaceable(model) if isinstance(model, nn.Module) else {}
     for executor in before:
         executor.detach()
     try:
         return Executor(model, tgo.Planner(model, budget_gb, **arguments).plan(), **ours).attach()
     except BaseException:
-        for executor in before:
+        for executor, is_paused in before.items():
             executor.attach()
+            if is_paused:
+                executor.pause()
         raise
+
+
+def _replaceable(model: nn.Module) -> dict[Executor, bool]:
+    """What is attached to a model or to parts of it, and whether it is paused. It must not be more than the model."""
+    parts = set(model.modules())
+    found = attached_to(model)
+    for executor in found:
+        if executor.model not in parts:
+            raise ExecutionError(
+                f"this {type(model).__name__} is part of a {type(executor.model).__name__} that is attached: detach "
+                "that model first, with taskgraph_offload.detach(model)"
+            )
+    return {executor: executor.is_paused for executor in found}
 
 
 def detach(target: Any) -> None:

@@ -12,12 +12,13 @@ This is the planned path. `unplanned` handles what the plan does not expect.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from threading import get_ident
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from ..devices.base import Device
 from ..nouns.graph import LANES
@@ -58,8 +59,8 @@ class Conductor:
         spills = any(task.is_activation for task in (*plan.cold, *plan.steady))
         self._spills = Spills(plan, device, self.lanes, self._copier) if spills else None
         self._detours = Detours(needs)
-        self._on_demand = OnDemand(plan, homes, self._arena, device, needs.standing)
-        self._home_reads = HomeReads(homes, self._on_demand, inside)
+        self._on_demand = OnDemand(plan, self._arena, device, needs.standing)
+        self._home_reads = HomeReads(homes, needs, self._on_demand, inside)
         self._pointings: dict[Need, Pointing] = {}
         self._peak_of_activations = max(plan.activation_bytes)
         self._moves, self._forward = homes.moves, max((door.forward for door in needs.doors.values()), default=0)
@@ -122,7 +123,10 @@ class Conductor:
             self._copier.open_gate(need.name)
         if self._spills is not None:
             self._spills.call_begins(need.name)
-        seated = need if need.loose is None else self._without_collisions(need, need.loose)
+        seated = need
+        if need.loose is not None:  # seats of its weights overlap: each operator gets its weights on demand
+            seated = need.loose
+            self._served.enter_context(self._home_reads.on(serves=True))
         pointing = self._pointings.get(seated) or self._pointing_of(seated)
         if edited := pointing.to_seats() - self._dirty:
             self._arena.forget(edited)
@@ -139,18 +143,18 @@ class Conductor:
         if self._spills is not None:
             self._spills.call_ends(need.name)
         surprises = self._pointings[seated].to_homes()
-        if need.statistics:
-            surprises |= need.changed_unseen()
-        if surprises := surprises - need.written:  # the plan has no copies home for these
+        if seated.statistics:
+            surprises |= seated.changed_unseen()
+        if surprises := surprises - seated.written:  # the plan has no copies home for these
             self._arena.announce_changes(need, sorted(surprises))
         number = self.lanes.stop("compute")
         self.inside.running = self.inside.seated = self.inside.block = None
         self._copier.ended[need.name] = number
         self._arena.used(seated, number)
-        self._dirty |= need.written
+        self._dirty |= seated.written
         if surprises:
             self._arena.carry_home(sorted(surprises))
-        if need.unseated:
+        if need.loose is not None:
             self._served.close()
         if torch.is_autocast_enabled(self._device_type):
             torch.clear_autocast_cache()  # otherwise it keeps a cast copy of every streamed weight
@@ -226,28 +230,20 @@ class Conductor:
         door = self._doors[module]
         return door.forward == self._forward and door.depth > 0
 
-    @contextmanager
-    def serving(self, module: str) -> Iterator[None]:
-        """A context in which a module runs that owns weights which no call of the plan reads: they come on demand.
-
-        If the plan did not expect the module at all, all of these weights come at once. The plan issues no copy before
-        the module ends, so nothing overwrites them.
-        """
-        unread = self._needs.unread[module]
-        with ExitStack() as stack:
-            if unread.is_unexpected:
-                self._stats.divergences += 1
-                stack.enter_context(self._on_demand.held(unread.weights, module, self.inside.seated))
-            stack.enter_context(self._home_reads.on(serves=True, where=module))
-            yield
+    def apart_from_homes(self, output: Any) -> Any:
+        """The output of a module, with copies on the device instead of views of weights at home."""
+        if torch.is_autocast_enabled(self._device_type):
+            torch.clear_autocast_cache()  # it would keep a cast of every weight that comes
+        home_of = self._home_reads.home_of
+        return tree_map_only(Tensor, lambda tensor: tensor.clone() if home_of(tensor) is not None else tensor, output)
 
     def watching(self) -> AbstractContextManager[Any]:
         """A context that watches every operator of a forward, if spills or reads of homes ask for that."""
         stack = ExitStack()
         if self._spills is not None:
             stack.enter_context(self._spills.watching())
-        if "" in self._needs.unread or self._device.refuses_home_reads:
-            stack.enter_context(self._home_reads.on(serves="" in self._needs.unread, where="the forward"))
+        if self._needs.on_demand or self._device.refuses_home_reads:
+            stack.enter_context(self._home_reads.on(serves=bool(self._needs.on_demand)))
         stack.push(lambda *_: self._served.close())  # dispatch modes must end in the reverse order of their start
         return stack
 
@@ -265,7 +261,6 @@ class Conductor:
             finally:
                 point_home(self._throughout.away(self._homes.tensors()))
                 self._served.close()
-                self._on_demand.point_home()
                 self._arena.forget_all_but(self._throughout.kept)
                 self._copier.gates.clear()
                 self._start_over()
@@ -277,7 +272,6 @@ class Conductor:
             self.lanes.synchronize()
         finally:
             point_home(self._homes.tensors())
-            self._on_demand.point_home()
             if self._spills is not None:
                 self._spills.close()
             self._arena.close()
@@ -290,7 +284,7 @@ class Conductor:
             home = self._homes.weights[shown.weight]
             if start <= address < start + home.memory.nbytes:
                 return home, start
-        return self._on_demand.weight_at(address)
+        return None
 
     def _start_over(self) -> None:
         """Let the next forward be a cold one."""
@@ -304,18 +298,6 @@ class Conductor:
     def _pointing_of(self, need: Need) -> Pointing:
         made = self._pointings[need] = Pointing(need.name, need.tensors)
         return made
-
-    def _without_collisions(self, need: Need, loose: Need) -> Need:
-        """A call reads weights at once whose seats overlap. Returns the need that gets its seats.
-
-        The weights without a seat go to other places. If there is no place for them, no weight gets a seat, and each
-        operator gets its weights on demand.
-        """
-        if self._served.enter_context(self._on_demand.held(need.unseated, need.name, need)):
-            return need
-        self._served.close()
-        self._served.enter_context(self._home_reads.on(serves=True, where=need.name))
-        return loose
 
     def _flush(self) -> None:
         """Copy changed weights home now, since the plan's own copies home may not be issued any more."""

@@ -137,6 +137,11 @@ class Executor:
         if self._conductor is None and not self._lazy:
             self._conductor = self._new_conductor()
 
+    @property
+    def is_paused(self) -> bool:
+        """Whether `pause` was called, and not yet `resume`."""
+        return self._paused
+
     def weights_changed(self) -> None:
         """Say that you edited weights in a way that torch does not count. The next forward loads all weights again."""
         self._require_attached()
@@ -173,12 +178,12 @@ class Executor:
         self._hooks = Hooks(self.model, self, self._forwards.reach)
         calls = self.plan.trace.calls
         self._hooks.watch(dict.fromkeys(n for call in calls for n in (call.boundary.module, call.block) if n))
+        self._hooks.watch((name for name in needs.on_demand if name), self._forwards.returned)
         for method in dict.fromkeys((entry, "forward")):
             self._hooks.wrap_entry("", method, self._forwards.run, planned=method == entry)
         for module in needs.entries:
             self._hooks.wrap_entry(module, "forward", self._forwards.run, planned=True)
-        self._hooks.wrap_inside(needs.blocks_of, self._inside)
-        self._hooks.wrap_unread(needs.unread, self._forwards.serving)
+        self._hooks.wrap_inside({name: () for name in needs.on_demand if name} | needs.blocks_of, self._inside)
 
     @cached_property
     def _slots(self) -> tuple[Slots, Slots, Slots]:

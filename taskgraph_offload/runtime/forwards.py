@@ -96,16 +96,9 @@ class Forwards:
         if now.module == name and not self._conductor.is_inside(name):
             now.scope.__exit__(None, None, None)
 
-    @contextmanager
-    def serving(self, module: nn.Module, name: str) -> Iterator[None]:
-        """A context in which a module runs that owns weights which no call of the plan reads."""
-        now = self._turns.get("now")
-        if now is not None and not now.is_mine:
-            raise self._busy(now)
-        with nullcontext() if now is not None else self._scope(_Turn(module, False)):
-            assert self._conductor is not None
-            with self._conductor.serving(name):
-                yield
+    def returned(self, output: Any) -> Any:
+        """What a module returns that holds weights of which nobody expects a read there. Runs before `reach`."""
+        return output if self._conductor is None else self._conductor.apart_from_homes(output)
 
     def _scope(self, turn: _Turn) -> AbstractContextManager[None]:
         scope = turn.scope = self._forward(turn)

@@ -21,7 +21,6 @@ from ..errors import PlanError
 from .needs import Need, Side, can_stand_in
 
 Running = Callable[["Entry"], AbstractContextManager[None]]
-Served = Callable[[nn.Module, str], AbstractContextManager[None]]
 
 
 class Inside:
@@ -57,15 +56,24 @@ class Hooks:
         self._hooks: list[tuple[nn.Module, RemovableHandle, RemovableHandle]] = []
         self._stand_ins: list[StandIn] = []
 
-    def watch(self, modules: Iterable[str]) -> None:
-        """Report when the forward enters and leaves these modules."""
+    def watch(self, modules: Iterable[str], returns: Callable[[Any], Any] | None = None) -> None:
+        """Report when the forward enters and leaves these modules; what they return goes through `returns`."""
+        watched = {module for module, _, _ in self._hooks}
+        fast = self._modules_with_a_fast_path()
         for name, module in [(name, self._find(name)) for name in modules]:
-            if isinstance(module, nn.TransformerEncoderLayer):  # with hooks, torch does not take its fast path
+            if module in watched or module in fast:
                 continue
-            enter, leave = (_Hook(module, name, side, self._reach, self._owner) for side in ("enter", "exit"))
+            enter = _Hook(module, name, "enter", self._reach, self._owner)
+            leave = _Hook(module, name, "exit", self._reach, self._owner, returns)
             first = module.register_forward_pre_hook(enter, prepend=True)
             self._hooks.append((module, first, module.register_forward_hook(leave, always_call=True)))
+            watched.add(module)
         _forget_compiled_code()
+
+    def _modules_with_a_fast_path(self) -> set[nn.Module]:
+        """With hooks on these, torch would compute in another way, and give other bits."""
+        layers = [module for module in self._model.modules() if isinstance(module, nn.TransformerEncoderLayer)]
+        return {module for layer in layers for module in layer.modules()}
 
     def wrap_entry(self, module: str, method: str, running: Running, planned: bool) -> None:
         """Let a method run inside `running(entry)`, as a forward. `planned`: the plan was made for this method."""
@@ -78,12 +86,6 @@ class Hooks:
             if (module not in told or path in blocks_of[path]) and can_stand_in(module):
                 self._stand_ins.append(Inner(module, path, self._owner, blocks_of[path], inside, self._reach))
                 told.add(module)
-
-    def wrap_unread(self, modules: Iterable[str], served: Served) -> None:
-        """Let modules with weights that no call of the plan reads run inside `served(module, name)`."""
-        for path in modules:
-            if path:
-                self._stand_ins.append(OwnerOfUnread(self._find(path), path, self._owner, served))
 
     def come_outermost(self) -> None:
         """Move our hooks around those that the user added later, since these may read weights."""
@@ -206,34 +208,29 @@ class Inner(StandIn):
             self._reach.tell(self._module, self._path, "exit")
 
 
-class OwnerOfUnread(StandIn):
-    """The forward of a module with weights that no call of the plan reads. `served` brings them on demand."""
-
-    def __init__(self, module: nn.Module, path: str, owner: object, served: Served) -> None:
-        super().__init__(module, "forward", owner)
-        self._path, self._served, self._uncompiled = path, served, _Uncompiled(self._run)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._uncompiled(*args, **kwargs)
-
-    def _run(self, *args: Any, **kwargs: Any) -> Any:
-        if self.is_removed:
-            return self._method()(*args, **kwargs)
-        with self._served(self._module, self._path):
-            return self._method()(*args, **kwargs)
-
-
 class _Hook:
     """Reports that the forward enters, or leaves, one module. A copy of the module gets a hook that does nothing."""
 
     is_offloading = True
 
-    def __init__(self, module: nn.Module, name: str, side: Side, reach: Reach, owner: object) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        name: str,
+        side: Side,
+        reach: Reach,
+        owner: object,
+        returns: Callable[[Any], Any] | None = None,
+    ) -> None:
         self._module, self._name, self._side, self._reach, self.owner = module, name, side, reach, owner
+        self._returns = returns
 
-    def __call__(self, module: nn.Module, *_: Any) -> None:
-        if module is self._module:
-            self._reach.tell(module, self._name, self._side)
+    def __call__(self, module: nn.Module, *given: Any) -> Any:
+        if module is not self._module:
+            return None
+        output = None if self._returns is None else self._returns(given[-1])
+        self._reach.tell(module, self._name, self._side)
+        return output
 
     def __reduce__(self) -> Any:
         return _Silence, ()

@@ -16,7 +16,7 @@ from ..nouns.names import above
 from ..nouns.trace import Call
 from ..nouns.weights import named_tensors
 from ..plan.plan import Plan
-from .homes import Homes, WeightHome
+from .homes import Homes
 from .tensors import WeightTensor
 
 Range = tuple[int, int]  # bytes of the arena, half-open
@@ -27,9 +27,9 @@ Side = Literal["enter", "exit"]
 class Need:
     """What runs between two boundaries, and what it needs on the device.
 
-    `ranges` are bytes of the arena, each with the bundle that they must hold. `unseated` are weights whose seats
-    overlap with other seats of this need: in the plan, these weights are never on the device at once. `statistics`
-    are running statistics, with the modules that change them.
+    `ranges` are bytes of the arena, each with the bundle that they must hold. `statistics` are running statistics, with
+    the modules that change them. `loose` is set if seats of these weights overlap, because the plan never wants all of
+    them at once: the same call without any seat.
     """
 
     name: str
@@ -38,27 +38,15 @@ class Need:
     ranges: tuple[tuple[str, int, int], ...] = ()
     tensors: tuple[WeightTensor, ...] = ()
     written: frozenset[str] = frozenset()
-    unseated: tuple[WeightHome, ...] = ()
     reads: list[Range] = field(default_factory=list)
     writes: list[Range] = field(default_factory=list)
     activation_bytes: int = 0
     statistics: tuple[tuple[str, nn.Module], ...] = ()
-    loose: Need | None = None  # if there are unseated weights: the same call with no seats at all
+    loose: Need | None = None
 
     def changed_unseen(self) -> set[str]:
         """The running statistics that batch norms in training have changed. Torch does not count these as edits."""
         return {name for name, module in self.statistics if module.training}
-
-
-@dataclass(frozen=True)
-class Unread:
-    """Weights of one module that no call of the plan reads.
-
-    `is_unexpected`: the plan reads no weight of this module at all, and no call begins in it.
-    """
-
-    weights: tuple[WeightHome, ...]
-    is_unexpected: bool
 
 
 @dataclass(eq=False)
@@ -87,14 +75,17 @@ class Needs:
     `blocks_of` names the blocks of each module. It has the blocks themselves, and modules inside of them with weights
     that come and go. It leaves out modules that the model also holds outside of every block.
 
-    `unread` has the modules that own weights which no call of the plan reads, with these weights.
+    `on_demand` has the modules that hold weights which the plan does not expect there: no call reads the weight, or the
+    weight is tied, and this module lies outside of the blocks that read it.
+
+    `statistics` are running statistics, with the modules that change them.
     """
 
     def __init__(self, model: nn.Module, plan: Plan, homes: Homes) -> None:
         self._plan, self._homes = plan, homes
         self._position = {name: i for bundle in plan.bundles.values() for i, name in enumerate(bundle.weights)}
         self.changed = changed_weights(plan)
-        self._statistics = _running_statistics(model, homes)
+        self.statistics = _running_statistics(model, homes)
         self.standing_weights = standing_weights(plan)
         self.standing = self._need("standing", None, self.standing_weights, ())
         staying = [name for name in self.standing_weights if name in self.changed]
@@ -107,19 +98,32 @@ class Needs:
         moving = {id(t.tensor) for t in homes.tensors() if t.weight in plan.seats and t.weight not in standing}
         self.blocks_of: dict[str, tuple[str, ...]] = {block: (block,) for block in self.blocks if block}
         self.blocks_of |= _blocks_of_modules(model, self.blocks, moving)
-        self.unread = _owners_of_unread(model, homes, {call.boundary.module for call in plan.trace.calls})
+        self.on_demand = self._holders_of_unexpected(model)
         self.entries = _modules_around_all_blocks(model, self.blocks)
         self.doors = self._doors()
 
     def _doors(self) -> dict[str, Door]:
         """The boundaries of all modules that the executor watches."""
         boundaries = [call.boundary for call in self._plan.trace.calls]
-        modules = dict.fromkeys(["", *(b.module for b in boundaries), *self.blocks, *self.blocks_of, *self.unread])
+        modules = dict.fromkeys(["", *(b.module for b in boundaries), *self.blocks, *self.blocks_of, *self.on_demand])
         doors = {name: Door(name, _by_side(dict), _by_side(list), self.blocks.get(name)) for name in modules}
         for index, (boundary, need) in enumerate(zip(boundaries, self.calls, strict=True)):
             doors[boundary.module].starts[boundary.side][boundary.occurrence] = index
             doors[boundary.module].places[boundary.side].append(need)
         return doors
+
+    def _holders_of_unexpected(self, model: nn.Module) -> dict[str, None]:
+        """Every module above a weight that no call expects there; the root is "". A parent may read it, too."""
+        weight_of = {id(shown.tensor): shown.weight for shown in self._homes.tensors()}
+        found: dict[str, None] = {}
+        for name, tensor in named_tensors(model):
+            home = self._homes.weights.get(weight_of.get(id(tensor), ""))
+            if home is None or home.is_number or not home.memory.nbytes or home.name in self.standing_weights:
+                continue
+            path = list(above(name))
+            if not any(module in self.blocks and home.name in self.blocks[module].weights for module in path):
+                found |= dict.fromkeys(module for module in (*path, "") if can_stand_in(model.get_submodule(module)))
+        return found
 
     def _of_block(self, name: str, calls: list[Call]) -> Need:
         reads = dict.fromkeys(weight for call in calls for weight in call.reads)
@@ -130,32 +134,28 @@ class Needs:
 
     def _need(self, name: str, block: str | None, reads: Iterable[str], writes: Iterable[str]) -> Need:
         wanted = [weight for weight in reads if weight in self._plan.seats]
-        seated, unseated = self._without_collisions(wanted)
+        seated = self._without_collisions(wanted)
         need = Need(name, block, frozenset(wanted), self._ranges(seated))
-        need.unseated = tuple(self._homes.weights[weight] for weight in unseated)
         pointed = seated if name == "standing" else [w for w in seated if w not in self.standing_weights]
         need.tensors = tuple(shown for weight in pointed for shown in self._homes.weights[weight].tensors)
         need.written = frozenset(writes) - set(self.standing_weights)
         need.reads = [(start, stop) for _, start, stop in need.ranges]
-        need.statistics = tuple((weight, self._statistics[weight]) for weight in pointed if weight in self._statistics)
+        need.statistics = tuple((weight, self.statistics[weight]) for weight in pointed if weight in self.statistics)
         need.writes = [self._range(weight) for weight in writes if weight in seated]
-        if unseated:
+        if len(seated) < len(wanted):
             need.loose = Need(name, block)
         return need
 
-    def _without_collisions(self, weights: list[str]) -> tuple[list[str], list[str]]:
-        """The weights whose seats do not overlap, and the others."""
+    def _without_collisions(self, weights: list[str]) -> list[str]:
+        """The weights whose seats do not overlap with the one before."""
         seated: list[str] = []
-        unseated: list[str] = []
         end = 0
         for weight in sorted(weights, key=self._plan.seats.__getitem__):
             start, stop = self._range(weight)
             if start >= end or start == stop:
                 seated.append(weight)
                 end = max(end, stop)
-            else:
-                unseated.append(weight)
-        return seated, unseated
+        return seated
 
     def _range(self, weight: str) -> Range:
         start = self._plan.seats[weight]
@@ -230,23 +230,6 @@ def _blocks_of_modules(model: nn.Module, blocks: Collection[str], moving: Contai
             elif block not in found.setdefault(module, []):
                 found[module].append(block)
     return {path: tuple(found[module]) for path, module in paths.items() if module in found and module not in elsewhere}
-
-
-def _owners_of_unread(model: nn.Module, homes: Homes, boundaries: Collection[str]) -> dict[str, Unread]:
-    """The weights that no call reads. The owner is the nearest module above that has a forward, or else the root."""
-    home_of = {id(shown.tensor): homes.weights[shown.weight] for shown in homes.tensors()}
-    owned: dict[str, dict[WeightHome, None]] = {}
-    for name, tensor in named_tensors(model):
-        if id(tensor) in home_of:
-            owner = next((path for path in above(name) if can_stand_in(model.get_submodule(path))), "")
-            owned.setdefault(owner, {})[home_of[id(tensor)]] = None
-    found = {}
-    for owner, weights in owned.items():
-        unread = tuple(home for home in weights if not home.planned and home.memory.nbytes and not home.is_number)
-        if unread:
-            is_planned = any(home.planned for home in weights) or any(owner in (b, *above(b)) for b in boundaries)
-            found[owner] = Unread(unread, bool(owner) and not is_planned)
-    return found
 
 
 def _modules_around_all_blocks(model: nn.Module, blocks: Collection[str]) -> tuple[str, ...]:

@@ -171,6 +171,8 @@ class Spills:
 class Watching(TorchDispatchMode):
     """Reports the storages that operators use and make."""
 
+    supports_higher_order_operators = True
+
     def __init__(self, spills: Spills) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._spills = spills

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -26,7 +27,7 @@ from .arena import Arena
 from .homes import Homes, WeightHome
 from .hooks import Inside
 from .needs import Door, Need, Needs, Range, Side
-from .tensors import WeightTensor, edited_weights
+from .tensors import edited_weights
 
 if TYPE_CHECKING:
     from .conductor import Conductor
@@ -133,153 +134,86 @@ class Detours:
         conductor.leave_the_plan_for(block)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Brought:
-    """A weight that was brought on demand: to `place` in the arena, or to memory of its own."""
+    """A weight on the device beside the plan: at a `place` in the arena, or in memory of its own."""
 
     home: WeightHome
     memory: Tensor
     place: int | None
-    held: int = 0  # how many running calls need it
 
 
 class OnDemand:
-    """Brings weights that have no seat, within the budget. Tensors point to them while a call holds them."""
+    """Brings weights to the device for one operator, within the budget. No tensor of the model points there.
 
-    def __init__(self, plan: Plan, homes: Homes, arena: Arena, device: Device[Any], standing: Need) -> None:
-        self._plan, self._homes, self._arena, self._device = plan, homes, arena, device
+    A place in the arena lasts until another copy overwrites it. Memory beside the arena is freed behind the operator.
+    """
+
+    def __init__(self, plan: Plan, arena: Arena, device: Device[Any], standing: Need) -> None:
+        self._plan, self._arena, self._device = plan, arena, device
         self._standing = [(start, stop) for _, start, stop in standing.ranges]
-        self._brought: dict[str, Brought] = {}
-        self._pointed: list[tuple[WeightTensor, int]] = []
+        self._in_arena: dict[str, Brought] = {}
         self._next_place = 0
-        self.spare_bytes = max(0, plan.budget_bytes - plan.margin_bytes - plan.peak_bytes)
-        self.beside_bytes = self.peak_bytes = 0  # memory outside the arena: now, and the most in this forward
+        self._spare_bytes = max(0, plan.budget_bytes - plan.margin_bytes - plan.peak_bytes)
+        self.peak_bytes = 0  # beside the arena, in this forward
 
-    @contextmanager
-    def held(self, weights: Iterable[WeightHome], call: str, seated: Need | None) -> Iterator[bool]:
-        """Bring weights and point their tensors there while a call runs. Yields whether there is room for all."""
-        found = [self._hold(home, call, seated) for home in weights]
-        try:
-            yield None not in found
-        finally:
-            for one in found:
-                if one is not None:
-                    self._release(one)
-
-    def memory_of(
-        self, home: WeightHome, call: str, seated: Need | None, also: Sequence[Range], nbytes: int
-    ) -> Brought:
-        """Bring a weight for one operator, or raise. The operator reads `nbytes` of weights, some of them at `also`."""
-        taken = self._taken(seated, also)
-        found = self._find(home, taken) or self._bring(home, call, taken)
-        if found is None:
-            needed = self._plan.budget_bytes + nbytes
-            raise ExecutionError(
-                f"{call} reads weight {home.name!r} of {readable(home.memory.nbytes)}, which the traced forward "
-                f"did not read there. The budget of {readable(self._plan.budget_bytes)} has no room for it. Plan with "
-                f'inputs that make the forward read it, or with a budget of "{needed}B"'
-            )
-        self._device.reached(call, found.memory, [(0, found.memory.nbytes)], [])
+    def bring(self, homes: Sequence[WeightHome], where: str, seated: Need | None) -> list[Brought]:
+        """Bring all weights that one operator reads, while a call runs that has these seats."""
+        found: list[Brought] = []
+        beside, nbytes = 0, sum(home.memory.nbytes for home in homes)
+        taken = [*self._standing, *((start, stop) for _, start, stop in (seated.ranges if seated is not None else ()))]
+        for home in homes:
+            one = self._find(home, taken)
+            if one is None and beside + home.memory.nbytes <= self._spare_bytes:
+                beside += home.memory.nbytes
+                one = Brought(home, self._arena.bring_beside_the_plan(home.name, where, None), None)
+            elif one is None and (place := self._free_place(aligned(home.memory.nbytes), taken)) is not None:
+                one = Brought(home, self._arena.bring_beside_the_plan(home.name, where, place), place)
+                self._in_arena[home.name] = one
+            if one is None:
+                raise self._no_room(home, where, nbytes)
+            if one.place is not None:
+                taken.append((one.place, one.place + aligned(one.memory.nbytes)))
+            self._device.reached(where, one.memory, [(0, one.memory.nbytes)], [])
+            found.append(one)
+        self.peak_bytes = max(self.peak_bytes, beside)
         return found
 
     def used(self, brought: Brought, changed: bool) -> None:
-        """An operator has read a weight. `changed`: it has written it, too."""
+        """The operator has read a weight, or changed it."""
         if changed:
             self._arena.carry_home_beside_the_plan(brought.home.name, brought.memory)
         self._arena.used_beside_the_plan(brought.memory, brought.place)
-        self._drop_if_free(brought)
 
     def forget(self, names: Iterable[str] | None = None) -> None:
-        """Forget what was brought of these weights, or of all: their homes hold other bytes now."""
-        for name in list(self._brought if names is None else names):
-            found = self._brought.pop(name, None)
-            if found is not None and found.place is None:
-                self.beside_bytes -= found.memory.nbytes
+        """What was brought of these weights, or of all, is no longer what their homes hold."""
+        for name in list(self._in_arena if names is None else names):
+            self._in_arena.pop(name, None)
 
-    def weight_at(self, address: int) -> tuple[WeightHome, int] | None:
-        """The weight on demand that a running call holds at this address, and the address where it begins."""
-        for brought in self._brought.values():
-            start = brought.memory.data_ptr()
-            if brought.held and start <= address < start + brought.memory.nbytes:
-                return brought.home, start
-        return None
-
-    def point_home(self) -> None:
-        """Point all tensors home that still show memory on demand, after a forward that raised."""
-        for shown, address in self._pointed:
-            if shown.tensor.data_ptr() == address:
-                shown.tensor.data = shown.home
-        self._pointed.clear()
-
-    def _hold(self, home: WeightHome, call: str, seated: Need | None) -> Brought | None:
-        taken = self._taken(seated, ())
-        brought = self._find(home, taken) or self._bring(home, call, taken)
-        if brought is None:
-            return None
-        brought.held += 1
-        self._device.reached(f"{call}, on demand", brought.memory, [(0, brought.memory.nbytes)], [])
-        for shown in home.tensors:
-            if shown.is_home:
-                shown.note_version()
-                shown.tensor.data = shown.view_of(brought.memory)
-                self._pointed.append((shown, shown.tensor.data_ptr()))
-        return brought
-
-    def _release(self, brought: Brought) -> None:
-        brought.held -= 1
-        changed = any(shown.counted and shown.tensor._version != shown.version for shown in brought.home.tensors)
-        for shown, address in [pair for pair in self._pointed if pair[0].weight == brought.home.name]:
-            self._pointed.remove((shown, address))
-            shown.note_version()
-            if shown.tensor.data_ptr() == address:
-                shown.tensor.data = shown.home
-        if changed:
-            self._device.reached("a change", brought.memory, [], [(0, brought.memory.nbytes)])
-        self.used(brought, changed)
+    def _no_room(self, home: WeightHome, where: str, nbytes: int) -> ExecutionError:
+        budget = self._plan.budget_bytes
+        return ExecutionError(
+            f"{where} reads weight {home.name!r} of {readable(home.memory.nbytes)}, which the traced forward did not "
+            f"read there. The budget of {readable(budget)} has no room for it: plan with inputs that make the forward "
+            f'read it, or with a budget of "{budget + nbytes}B"'
+        )
 
     def _find(self, home: WeightHome, taken: Sequence[Range]) -> Brought | None:
-        """A weight that was brought before, if its bytes are still there and are not in the way of what runs now."""
+        """What was brought before, if its bytes are still there, and nothing that runs now has its seat over them."""
         if edited_weights(home.tensors):
             self.forget([home.name])
-        found = self._brought.get(home.name)
+        found = self._in_arena.get(home.name)
         if found is None or found.place is None:
-            return found
+            return None
         start, stop = found.place, found.place + found.memory.nbytes
-        is_free = found.held or not any(first < stop and start < last for first, last in taken)
+        is_free = not any(first < stop and start < last for first, last in taken)
         if is_free and self._arena.holds_beside_the_plan(home.name, start, stop - start):
             return found
-        del self._brought[home.name]
+        del self._in_arena[home.name]
         return None
 
-    def _taken(self, seated: Need | None, also: Sequence[Range]) -> list[Range]:
-        """The bytes of the arena that are in use now."""
-        taken = [*self._standing, *also]
-        taken += [(start, stop) for _, start, stop in seated.ranges] if seated is not None else []
-        for one in self._brought.values():
-            if one.held and one.place is not None:
-                taken.append((one.place, one.place + aligned(one.memory.nbytes)))
-        return taken
-
-    def _bring(self, home: WeightHome, call: str, taken: Sequence[Range]) -> Brought | None:
-        nbytes, place = home.memory.nbytes, None
-        if self.beside_bytes + nbytes > self.spare_bytes:
-            place = self._free_place(aligned(nbytes), taken)
-            if place is None:
-                return None
-        else:
-            self.beside_bytes += nbytes
-            self.peak_bytes = max(self.peak_bytes, self.beside_bytes)
-        memory = self._arena.bring_beside_the_plan(home.name, call, place)
-        self._brought[home.name] = Brought(home, memory, place)
-        return self._brought[home.name]
-
-    def _drop_if_free(self, brought: Brought) -> None:
-        """Free memory outside the arena when no call needs it. Bytes in the arena stay until a copy overwrites them."""
-        if brought.place is None and not brought.held and self._brought.pop(brought.home.name, None) is not None:
-            self.beside_bytes -= brought.memory.nbytes
-
     def _free_place(self, nbytes: int, taken: Sequence[Range]) -> int | None:
-        """Find free bytes of the arena. Start after the last place found, so that older weights stay longer."""
+        """So many bytes of the arena that are not taken: the ones after the last ones, so that these last."""
         gaps, end = [], 0
         for start, stop in [*sorted(taken), (self._plan.arena_bytes, self._plan.arena_bytes)]:
             if start - aligned(end) >= nbytes:
@@ -293,75 +227,96 @@ class OnDemand:
 
 
 class HomeReads(TorchDispatchMode):
-    """Watches operators. One that would read a weight at home gets it from the device, or is refused by name."""
+    """Gives operators that would read a weight at home the weight on the device instead; or refuses them by name."""
 
-    def __init__(self, homes: Homes, on_demand: OnDemand, inside: Inside) -> None:
+    supports_higher_order_operators = True
+
+    def __init__(self, homes: Homes, needs: Needs, on_demand: OnDemand, inside: Inside) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._on_demand, self._inside, self._homes = on_demand, inside, homes
+        self._homes, self._needs, self._on_demand, self._inside = homes, needs, on_demand, inside
         self._serves, self._is_on = False, False
-        self._where = "the forward"
         self._moves = -1
 
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Let torch compile what it is asked to compile: otherwise it would refuse, or run it uncompiled."""
+        return True
+
     @contextmanager
-    def on(self, serves: bool, where: str) -> Iterator[None]:
-        """Watch all operators; `where` names the module that runs."""
-        before = self._serves, self._where, self._is_on
-        self._serves, self._where, self._is_on = serves or self._serves, where, True
+    def on(self, serves: bool) -> Iterator[None]:
+        """Watch all operators."""
+        before = self._serves, self._is_on
+        self._serves, self._is_on = serves or self._serves, True
+        if self._homes.moves != self._moves:
+            self._list_homes()
         try:
-            with nullcontext() if before[2] else self:
+            with nullcontext() if before[1] else self:
                 yield
         finally:
-            self._serves, self._where, self._is_on = before
+            self._serves, self._is_on = before
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func.is_view or func.namespace == "prim" or func in _READS_NO_DATA:
+        if not isinstance(func, OpOverload) or func.is_view or func in _READS_NO_DATA:
+            return func(*args, **kwargs)
+        for value in args:  # must be quick: few operators read a home
+            if isinstance(value, Tensor):
+                if value.is_cpu and self._first <= value.data_ptr() < self._last:
+                    break
+            elif isinstance(value, list | tuple):
+                break
+        else:
+            if not kwargs:
+                return func(*args, **kwargs)
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        homes = {home: None for tensor in tensors if (home := self.home_of(tensor)) is not None}
+        if not homes:
             return func(*args, **kwargs)
         if not self._serves:
-            self._refuse_mixture(func, (args, kwargs))
+            self._refuse_reads(func, tensors)
             return func(*args, **kwargs)
-        found: dict[str, Brought] = {}
-        homes = {self._home_of(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)} - {None}
-        nbytes = sum(home.memory.nbytes for home in homes if home is not None)
-        args, kwargs = tree_map_only(Tensor, lambda tensor: self._on_device(tensor, found, nbytes), (args, kwargs))
-        out = func(*args, **kwargs)
-        if found:
-            written = _storages_written(func, args, kwargs)
-            for brought in found.values():
-                self._on_demand.used(brought, brought.memory.untyped_storage()._cdata in written)
-            if not written:
-                out = tree_map_only(Tensor, lambda tensor: _apart_from(tensor, found.values()), out)
-        return out
+        return self._serve(func, args, kwargs, list(homes))
 
-    def _refuse_mixture(self, func: Any, arguments: Any) -> None:
-        """Refuse an operator that reads a weight at home and another tensor that is on the device: a GPU would fail."""
-        tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor) and leaf.dim()]
-        homes = [self._home_of(tensor) for tensor in tensors]
+    def _serve(self, func: OpOverload, args: Any, kwargs: Any, homes: list[WeightHome]) -> Any:
+        """Run an operator on weights that come to the device for it."""
+        running = self._inside.running
+        where = running.name if running is not None else "a forward"
+        brought = self._on_demand.bring(homes, where, self._inside.seated)
+        memory = {one.home: one.memory for one in brought}
+        args, kwargs = tree_map_only(Tensor, lambda tensor: self._on_device(tensor, memory), (args, kwargs))
+        out = func(*args, **kwargs)
+        written = _storages_written(func, args, kwargs)
+        for one in brought:
+            statistics = self._needs.statistics.get(one.home.name)  # a batch norm changes these, and no schema says so
+            changed = one.memory.untyped_storage()._cdata in written or (statistics is not None and statistics.training)
+            self._on_demand.used(one, changed)
+        return out if written else tree_map_only(Tensor, lambda tensor: _apart_from(tensor, brought), out)
+
+    def _refuse_reads(self, func: OpOverload, tensors: list[Tensor]) -> None:
+        """Refuse an operator that reads a weight at home. Hooks may edit weights there: that alone is no read."""
+        homes = [self.home_of(tensor) for tensor in tensors if tensor.dim()]
         home = next((home for home in homes if home is not None), None)
-        if home is not None and None in homes:
+        if home is not None and (None in homes or not func._schema.is_mutable):
             raise ExecutionError(
-                f"{func} reads weight {home.name!r} at home, in {self._where}. The plan does not expect this read: "
-                "plan with inputs that make the forward read the weight"
+                f"{func} reads weight {home.name!r} at home: the plan does not know of this read; plan with inputs "
+                "that make the forward read it"
             )
 
-    def _on_device(self, tensor: Tensor, found: dict[str, Brought], nbytes: int) -> Tensor:
-        """The tensor itself; but if it shows a weight at home, the same view of the weight's bytes on the device."""
-        if (home := self._home_of(tensor)) is None:
+    def _on_device(self, tensor: Tensor, memory: Mapping[WeightHome, Tensor]) -> Tensor:
+        """A tensor as it is; or, of a weight at home, the same view of the weight's bytes on the device."""
+        if (home := self.home_of(tensor)) is None:
             return tensor
-        if home.name not in found:
-            also = [(b.place, b.place + b.memory.nbytes) for b in found.values() if b.place is not None]
-            found[home.name] = self._on_demand.memory_of(home, self._where, self._inside.seated, also, nbytes)
-        memory, offset = found[home.name].memory, tensor.data_ptr() - home.memory.data_ptr()
+        place = (tensor.data_ptr() - home.memory.data_ptr()) // tensor.element_size()
         with _disable_current_modes():
-            empty = torch.empty(0, dtype=tensor.dtype, device=memory.device)
-            view = empty.set_(memory.untyped_storage(), offset // tensor.element_size(), tensor.shape, tensor.stride())
-        return view
+            empty = torch.empty(0, dtype=tensor.dtype, device=memory[home].device)
+            view = empty.set_(memory[home].untyped_storage(), place, tensor.shape, tensor.stride())
+            view = view.conj() if tensor.is_conj() else view
+            return torch._neg_view(view) if tensor.is_neg() else view
 
-    def _home_of(self, tensor: Tensor) -> WeightHome | None:
-        if tensor.device.type != "cpu" or tensor.layout is not torch.strided or not tensor.numel():
+    def home_of(self, tensor: Tensor) -> WeightHome | None:
+        """The weight whose home a tensor shows, if it shows one."""
+        if not tensor.is_cpu or tensor.layout is not torch.strided or not tensor.numel():
             return None
-        if self._homes.moves != self._moves:
-            self._list_homes()
         address = tensor.data_ptr()
         place = bisect_right(self._starts, address) - 1
         if place < 0 or address >= self._starts[place] + self._sorted[place].memory.nbytes:
@@ -369,16 +324,19 @@ class HomeReads(TorchDispatchMode):
         return self._sorted[place]
 
     def _list_homes(self) -> None:
-        """Sort all homes by address. Single numbers are left out: operators take these from the host."""
+        """All homes by address, without those of single numbers."""
         homes = [home for home in self._homes.weights.values() if home.memory.nbytes and not home.is_number]
         self._sorted = sorted(homes, key=lambda home: home.memory.data_ptr())
         self._starts = [home.memory.data_ptr() for home in self._sorted]
+        self._first = self._starts[0] if homes else 0
+        self._last = self._starts[-1] + self._sorted[-1].memory.nbytes if homes else 0
         self._moves = self._homes.moves
 
 
 _READS_NO_DATA = {
     torch.ops.aten._has_compatible_shallow_copy_type.default,  # asked when `.data` is set
     torch.ops.aten.detach.default,
+    torch.ops.prim.device.default,
 }
 
 

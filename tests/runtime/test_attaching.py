@@ -72,6 +72,26 @@ def test_what_was_attached_stays_if_the_new_plan_fails() -> None:
     run.detach()
 
 
+def test_a_part_of_an_attached_model_is_not_offloaded_behind_its_back() -> None:
+    model = linears()
+    with tgo.offload(model, "90%", inputs=(X,), device="cpu"):
+        with pytest.raises(tgo.ExecutionError, match="this Linear is part of a Sequential that is attached"):
+            tgo.offload(model[1], "90%", inputs=(X,), device="cpu")  # type: ignore[index]
+        model(X)
+
+
+def test_a_paused_plan_is_paused_again_if_the_new_one_fails() -> None:
+    model = linears()
+    run = tgo.offload(model, "90%", inputs=(X,), device="cpu")
+    run.pause()
+    with pytest.raises(tgo.BudgetError):
+        tgo.offload(model, "1B", inputs=(X,), device="cpu")
+    assert run.is_paused
+    with pytest.raises(tgo.ExecutionError, match="paused"):
+        model(X)
+    run.detach()
+
+
 def test_hooks_of_others_that_came_after_planning_are_refused_before_anything_moves() -> None:
     made = case("chain")
     run = tgo.Executor(made.model, known_plan("chain"), device="cpu")

@@ -107,7 +107,6 @@ def test_what_the_trace_did_not_read_comes_on_demand(kind: str, seed: int, spare
                 with Guard(run):
                     assert_equal([other(made.model)], [wanted_other])
                 assert run.stats.demand_loads > loads
-            assert run.stats.divergences > 0
         assert run.stats.peak_bytes <= plan.budget_bytes
         assert_equal([other(made.model)], [wanted_other])
 
@@ -130,7 +129,7 @@ def test_a_weight_that_finds_no_room_is_refused_by_name_with_a_budget_that_would
         wanted = made()
         with tgo.Executor(made.model, plan, device="cpu") as run:
             with pytest.raises(
-                tgo.ExecutionError, match=r"wide reads weight 'wide.(weight|bias)' .* budget of \"\d+B\""
+                tgo.ExecutionError, match=r"reads weight 'wide.(weight|bias)' .* budget of \"\d+B\""
             ) as error:
                 made.model.wide(X)
             with Guard(run):
@@ -201,20 +200,27 @@ def test_an_edit_between_two_reads_of_one_forward_is_seen() -> None:
 def test_checked_refuses_an_operator_that_mixes_a_weight_at_home_with_other_tensors() -> None:
     """A raw read in the code between the blocks, which no module call announces."""
 
-    class Raw(Conditioned):
-        reads = False
+    class Raw(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(models.Block(4, 64, oddities=frozenset({"raw", "empty"})) for _ in range(4))
+            self.reads = False
 
-        def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        def forward(self, x: Tensor) -> Tensor:
+            last: Any = self.blocks[3]
             if self.reads:
-                last: Any = self.blocks[3]
                 x = nn.functional.linear(x, last.down.weight[:, :4])
-            return super().forward(x, condition)
+            for block in self.blocks:
+                x = block(x)
+            return x
 
     made: Case = Case(Raw(), {"x": X})
     with torch.no_grad(), tgo.Executor(made.model, plan_of(made), device="checked"):
         made()
         made.model.reads = True
-        with pytest.raises(tgo.ExecutionError, match=r"reads weight 'blocks.3.down.weight' at home, in the forward"):
+        with pytest.raises(
+            tgo.ExecutionError, match=r"reads weight 'blocks.3.down.weight' at home: the plan does not know"
+        ):
             made()
         made.model.reads = False
         made()
