@@ -48,7 +48,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bound.windows import Cycle, steady_pace
+from ..bound import Cycle, steady_pace
 from .ring import subset_sums
 from .stock import Streamable
 

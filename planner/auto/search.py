@@ -17,7 +17,7 @@ from math import inf
 
 from taskgraph_offload.nouns.progress import report
 
-from ..bound.windows import Cycle, steady_pace
+from ..bound import Cycle, steady_pace
 from .draft import FASTER_LINK, SLOWER_LINK, Draft, Drafter
 from .fluid import Candidate, Chosen, candidates, roundings
 from .stock import Streamable

@@ -29,9 +29,8 @@ from ..auto.draft import FASTER_LINK, SLOWER_LINK, Draft, Drafter, score, to_sch
 from ..auto.search import pace_of, search
 from ..auto.spills import choose, cut_for_spills, findable, lowest_peak, peak_with, with_spills
 from ..auto.stock import cut_finer, take_stock
-from ..bound.bounds import bound
-from ..seats import arena_bytes
-from ..strategy import Infeasible, Problem, Request, Schedule
+from ..bound import bound
+from ..strategy import Infeasible, Problem, Request, Schedule, arena_bytes
 from . import layerwise, resident, sequential
 
 DEFAULT = True
