@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
 from functools import cached_property
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from taskgraph_offload.errors import SettingsError, shown
@@ -19,7 +20,7 @@ from taskgraph_offload.plan.plan import Outlook, Plan, aligned
 
 from . import strategies
 from .assemble import make_plan, unproved_plan
-from .bound.bounds import smallest_budget_without_stall
+from .bound import smallest_budget_without_stall
 from .calibrate import measured_machine, measured_trace, with_seconds_of
 from .capture import capture
 from .compare import Choice, budgets_between, compare, sweep
@@ -125,7 +126,7 @@ class Planner:
         return self._bytes_of(self._budget)
 
     def _bytes_of(self, budget: Budget) -> int:
-        seats = sum(aligned(weight.nbytes) for weight in self.trace.weights.values())
+        seats = sum(map(aligned, map(attrgetter("nbytes"), self.trace.weights.values())))
         return budget.total_bytes(seats, self.trace.activation_bytes + self.margin_bytes)
 
     def plan(self) -> Plan:

@@ -26,7 +26,6 @@ from taskgraph_offload.nouns.machine import Machine
 
 from . import strategies
 from .planner import parse_margin
-from .strategy import options_of
 from .strict_yaml import Node, Refusal, Scalar, read_strictly
 
 Checked = TypeVar("Checked")
@@ -202,7 +201,9 @@ def _accepted_keys(inside: tuple[str, ...]) -> Sequence[str]:
         case ("machine", *_):
             return OF_MACHINE
         case ("options", *_) | ("components", _, "options", *_):
-            known = {name: ", ".join(options_of(strategies.find(name).schedule)) for name in strategies.names()}
+            known = {
+                name: ", ".join(strategies.options_of(strategies.find(name).schedule)) for name in strategies.names()
+            }
             return [f"{options} (of {name})" for name, options in known.items() if options]
         case ("components", *_):
             return OF_COMPONENT

@@ -2,20 +2,27 @@
 
     schedule(problem: Problem, *, prefetch: Annotated[int, Range(0)] = 1) -> Schedule
 
-A bundle is weights that travel together. The options of a strategy are the keyword-only parameters of its function,
-annotated with what they accept: bool, int, float, str, Literal, a `Range` of numbers, and None beside any of them.
-This module knows no strategy.
+A bundle is weights that travel together. Every bundle has a seat: the one byte range of the arena that it occupies
+whenever it is there. A steady cycle's tasks lie on a circle. A bundle lives there from its copy to its last reader.
+Bundles whose lives never meet may share bytes:
+
+    position   0    1    2    3    4    5    6    (then 0 again)
+    a          [----------)              [------   from its copy at 5, round the end, to its reader at 1
+    b               [-------------)
+    c                         [----------)         a and c may share bytes, a and b may not
+
+Residents live all the time. This module knows no strategy.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from bisect import insort
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from operator import attrgetter, itemgetter
+from typing import Any
 
 from taskgraph_offload.nouns.graph import ACTIVATION, Task
 from taskgraph_offload.nouns.machine import Machine
@@ -23,7 +30,6 @@ from taskgraph_offload.nouns.trace import Trace
 from taskgraph_offload.plan.plan import aligned, span_bytes
 
 FIXED = "always"  # the bundle of the weights that always stay
-_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ class Request:
     @property
     def fixed(self) -> tuple[str, ...]:
         """The weights that always stay."""
-        return tuple(name for name in self.trace.fixed if name in self.trace.readers)
+        return tuple(filter(self.trace.readers.__contains__, self.trace.fixed))
 
     @property
     def overhead_bytes(self) -> int:
@@ -65,8 +71,10 @@ class Problem:
         calls = self.trace.calls
         bundles: dict[str, tuple[str, ...]] = {}
         for readers, names in sorted(by_readers.items()):
-            blocks = list(dict.fromkeys(calls[i].block or calls[i].name for i in readers))
-            name = blocks[0] if len(blocks) == 1 else f"{blocks[0]}&{blocks[1]}" + "&..." * (len(blocks) > 2)
+            blocks: dict[str, None] = {}
+            for reader in readers:
+                blocks[calls[reader].block or calls[reader].name] = None
+            name = "&".join([*blocks][:2]) + "&..." * (len(blocks) > 2)
             bundles[unique(name, bundles)] = tuple(names)
         return bundles
 
@@ -77,25 +85,12 @@ class Problem:
 
     def bytes_of(self, names: Iterable[str]) -> int:
         """The bytes that these bundles occupy together."""
-        return sum(self.sizes[name] for name in names)
+        return sum(map(self.sizes.__getitem__, names))
 
     @cached_property
-    def needs(self) -> tuple[tuple[str, ...], ...]:
+    def needs(self) -> Sequence[Sequence[str]]:
         """For each call: the bundles that it reads."""
-        bundle_of = {weight: bundle for bundle, weights in self.bundles.items() for weight in weights}
-        return tuple(
-            tuple(dict.fromkeys(bundle_of[name] for name in call.reads if name in bundle_of))
-            for call in self.trace.calls
-        )
-
-    @cached_property
-    def bundle_readers(self) -> Mapping[str, tuple[int, ...]]:
-        """For each bundle: the indices of the calls that read it."""
-        readers: dict[str, list[int]] = {name: [] for name in self.bundles}
-        for index, names in enumerate(self.needs):
-            for name in names:
-                readers[name].append(index)
-        return {name: tuple(calls) for name, calls in readers.items()}
+        return bundles_read(self.bundles, self.trace)
 
     @cached_property
     def computes(self) -> tuple[Task, ...]:
@@ -107,7 +102,7 @@ class Problem:
 class Schedule:
     """What a strategy decides: which weights travel together, who stays, and the serial order of a steady cycle.
 
-    `seats` adds the offsets, `cold` the first cycle, `connect` the edges. A strategy whose speed depends on one
+    `place` adds the offsets, `assemble` the first cycle, `connect` the edges. A strategy whose speed depends on one
     particular placement may give its `offsets`. In the first cycle, residents are copied just before their first
     reader; before the first call if `loads_first`; earlier where the link would wait if `fills_gaps`. `trace` is the
     trace cut finer, if the tasks' calls are parts of blocks. `freed_bytes`: how much lower the peak of activations is
@@ -136,16 +131,6 @@ class Infeasible(Exception):
         self.arena_bytes, self.freed_bytes = arena_bytes, freed_bytes
 
 
-def unique(name: str, taken: Iterable[str]) -> str:
-    """A name for a bundle that no other one has: a number is added where needed; no name looks like an activation's."""
-    name = f"_{name}" if name.startswith(ACTIVATION) else name
-    names, candidate, number = {*taken, FIXED}, name, 1
-    while candidate in names:
-        number += 1
-        candidate = f"{name}+{number}"
-    return candidate
-
-
 @dataclass(frozen=True, slots=True)
 class Range:
     """The numbers from `least` to `most`, both included, as in `Annotated[float, Range(0, 1)]`."""
@@ -160,43 +145,108 @@ class Range:
         return f"from {self.least} " + ("on" if self.most == math.inf else f"to {self.most}")
 
 
-def options_of(function: Callable[..., Any]) -> Mapping[str, Any]:
-    """What each option accepts, as annotated.
-
-    >>> def schedule(problem: object, *, prefetch: Annotated[int, Range(0)] = 1) -> None: ...
-    >>> {name: in_words(accepted) for name, accepted in options_of(schedule).items()}
-    {'prefetch': 'a whole number from 0 on'}
-    """
-    hints = get_type_hints(function, include_extras=True)
-    parameters = inspect.signature(function).parameters.values()
-    return {each.name: hints[each.name] for each in parameters if each.kind is each.KEYWORD_ONLY}
+def unique(name: str, taken: Iterable[str]) -> str:
+    """A name for a bundle that no other one has: a number is added where needed; no name looks like an activation's."""
+    name = f"_{name}" if name.startswith(ACTIVATION) else name
+    names, candidate, number = {*taken, FIXED}, name, 1
+    while candidate in names:
+        number += 1
+        candidate = f"{name}+{number}"
+    return candidate
 
 
-def accepts(annotation: Any, value: object) -> bool:
-    """Whether a value is what the annotation says; true and false are no numbers.
-
-    >>> accepts(float | None, 1), accepts(float | None, True), accepts(Literal["leading", "spread"], "some")
-    (True, False, False)
-    """
-    parts = get_args(annotation)
-    if get_origin(annotation) in (Union, UnionType):
-        return any(accepts(part, value) for part in parts)
-    if get_origin(annotation) is Annotated:
-        plain, *ranges = parts
-        return accepts(plain, value) and all(value in numbers for numbers in ranges)
-    if get_origin(annotation) is Literal:
-        return value in parts
-    if isinstance(value, bool):
-        return annotation is bool
-    return isinstance(value, int | float if annotation is float else annotation)
+def bundles_read(bundles: Mapping[str, Sequence[str]], trace: Trace) -> list[tuple[str, ...]]:
+    """For each call: the bundles that it reads, each once."""
+    bundle_of: dict[str, str] = {}
+    for bundle, weights in bundles.items():
+        bundle_of.update(dict.fromkeys(weights, bundle))
+    read: list[tuple[str, ...]] = []
+    for call in trace.calls:
+        bundled = filter(bundle_of.__contains__, call.reads)
+        read.append(tuple(dict.fromkeys(map(bundle_of.__getitem__, bundled))))
+    return read
 
 
-def in_words(annotation: Any) -> str:
-    """What an annotation accepts, for an error text. None means that the option is left out, and is not mentioned."""
-    parts = get_args(annotation)
-    if get_origin(annotation) in (Union, UnionType):
-        return " or ".join(in_words(part) for part in parts if part is not NoneType)
-    if get_origin(annotation) is Annotated:
-        plain, *ranges = parts
-        return " ".join([in_words(plain), *map(str, ranges)])
-    return " or ".join(map(repr, parts)) if parts else _WORDS[annotation]
+@dataclass(frozen=True, slots=True, order=True)
+class Life:
+    """When a bundle must keep its bytes: half-open arcs of positions on the circle; `arcs=None` means always."""
+
+    name: str
+    size: int
+    arcs: tuple[tuple[int, int], ...] | None
+
+    def meets(self, other: Life) -> bool:
+        """Whether both are on the device at the same time."""
+        if self.arcs is None or other.arcs is None:
+            return True
+        for a, b in self.arcs:
+            for c, d in other.arcs:
+                if a < d and c < b:
+                    return True
+        return False
+
+
+def place(schedule: Schedule, trace: Trace) -> dict[str, int]:
+    """An offset for every bundle: residents first, then each of the others at the lowest free place."""
+    offsets: dict[str, int] = {}
+    streamed: list[Life] = []
+    bottom = 0
+    for life in lives(schedule, trace):
+        if life.arcs is None:
+            offsets[life.name], bottom = bottom, bottom + life.size
+        else:
+            streamed.append(life)
+    by_size = _pack(sorted(streamed, key=attrgetter("size"), reverse=True), bottom)
+    _, lowest = min(by_size, _pack(streamed, bottom), key=itemgetter(0))
+    return offsets | lowest
+
+
+def arena_bytes(schedule: Schedule, trace: Trace, offsets: Mapping[str, int] | None = None) -> int:
+    """The size of the arena that a schedule needs: with these seats, or with those that `place` gives."""
+    top = 0
+    for name, offset in (place(schedule, trace) if offsets is None else offsets).items():
+        top = max(top, offset + aligned(span_bytes(schedule.bundles[name], trace)))
+    return top
+
+
+def lives(schedule: Schedule, trace: Trace) -> list[Life]:
+    """The life of each bundle, from the steady order: from each copy to the last reader before the next copy."""
+    reads = dict(zip(map(attrgetter("name"), trace.calls), bundles_read(schedule.bundles, trace), strict=True))
+    events: dict[str, list[tuple[int, bool]]] = {name: [] for name in schedule.bundles}  # (position, is it a copy in?)
+    for position, task in enumerate(schedule.steady):
+        for name in reads[task.name] if task.kind == "compute" else {task.name} & events.keys():
+            events[name].append((position, task.kind == "h2d"))
+    found: list[Life] = []
+    for name, weights in schedule.bundles.items():
+        arcs = _arcs(events[name], len(schedule.steady))
+        found.append(Life(name, aligned(span_bytes(weights, trace)), arcs))
+    return found
+
+
+def _arcs(events: list[tuple[int, bool]], count: int) -> tuple[tuple[int, int], ...] | None:
+    """Arcs on a circle of `count` positions; one that goes round the end is cut in two. None if nothing is copied."""
+    births = [i for i, (_, arrives) in enumerate(events) if arrives and not events[i - 1][1]]
+    if not births:
+        return None
+    arcs: list[tuple[int, int]] = []
+    for birth, following in zip(births, [*births[1:], births[0] + len(events)], strict=True):
+        start, stop = events[birth][0], events[(following - 1) % len(events)][0] + 1
+        arcs += [(start, stop)] if start < stop else [(start, count), (0, stop)]
+    return tuple(arcs)
+
+
+def _pack(lives: Sequence[Life], bottom: int) -> tuple[int, dict[str, int]]:
+    """Put each bundle in turn at the lowest place that is free as long as it lives; also return where the last ends."""
+    placed: list[tuple[int, Life]] = []
+    offsets: dict[str, int] = {}
+    top = 0
+    for life in lives:
+        offset = bottom
+        for start, other in placed:
+            if life.meets(other):
+                if offset + life.size <= start:
+                    break
+                offset = max(offset, start + other.size)
+        insort(placed, (offset, life))
+        offsets[life.name], top = offset, max(top, offset + life.size)
+    return top, offsets

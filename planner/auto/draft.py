@@ -1,9 +1,26 @@
-"""A draft: which items stream, their seats and copies, and how fast that is. The search compares drafts.
+"""A draft: which items stream, their seats and copies, and how fast that is. It never chooses what streams.
 
 The arena of every draft looks like this:
 
     |<---- streaming region: a ring ---->|<------ what stays ------>|
     0                                  room                     capacity
+
+The streaming region is a ring: bundles of items lie one behind the other, and begin at 0 again at the end.
+
+    bytes       0                                    room
+    turn 1      [ unit 0 )[ unit 1 )[ unit 2 )[3, part)
+    turn 2      [3, rest )[ unit 4 )[ unit 5 )[ unit 6 )
+    next cycle  [ unit 0 )[ unit 1 ) ...
+
+Each byte is overwritten about one turn after it was copied. Every cycle begins at 0, so an item has the same seat in
+all cycles; if the last turn is nearly full, little is wasted. A unit that reaches over the end is cut between items.
+
+A seat may overlap the seats of several earlier visits, which end at different times. It is then copied in parts, one
+for each unit that must end first:
+
+    region bytes     [-- unit 4's --)[---- unit 5's ----)
+    unit 9's seat          [-----------------)
+    its copies             [ after 4 )[after 5)
 
 `steady_seconds` runs the cycle again and again on plain numbers. It finds the same longest path as `Plan.predict`:
 
@@ -19,20 +36,21 @@ last units of this one:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import accumulate, chain, groupby
 from math import inf
+from operator import attrgetter, itemgetter
+from typing import NamedTuple
 
 from taskgraph_offload.nouns.graph import Task
 from taskgraph_offload.nouns.machine import Machine
+from taskgraph_offload.nouns.ranges import ByteMap
 from taskgraph_offload.nouns.trace import Trace
 from taskgraph_offload.plan.plan import span_bytes
 
 from ..strategy import Schedule, unique
-from .ring import Copy, Seat, copies_of, ring
-from .stock import Stock
+from .stock import Stock, Visits, subset_sums
 
 SLOWER_LINK, FASTER_LINK = 0.6, 1.7  # a machine is never what was measured:
 _WEIGHT = 0.1  # a draft that is good with a slower or a faster link, too, is worth a little more
@@ -40,6 +58,26 @@ _WORTH_A_COPY = (4, 32)  # latencies: a part that takes less time than this trav
 _MANY_COPIES = 0.01  # of the step, in latencies: fewer copies are tried too
 _CYCLES = 10
 _SAME = 1e-9
+
+Part = tuple[int, int, tuple[int, int]]  # bytes [start, stop) of the region, (their last reader, its seat)
+
+
+class Seat(NamedTuple):
+    """Bytes `[offset, offset + nbytes)` of the streaming region, and the visits of the bundle that has them."""
+
+    offset: int
+    nbytes: int
+    visits: Visits
+
+
+class Copy(NamedTuple):
+    """Bytes `[start, stop)` of a seat for the unit `due`, once the unit `after` has ended (negative: a cycle ago)."""
+
+    seat: int
+    start: int
+    stop: int
+    due: int
+    after: int
 
 
 @dataclass(frozen=True)
@@ -92,18 +130,19 @@ class Drafter:
     def everything_streams(self) -> Draft | None:
         """The draft in which nothing stays, the better of two rings: the largest possible, and the smallest."""
         small = replace(self, capacity=min(self.capacity, self.stock.largest_unit_bytes))
-        drafts = [drafter.draft(self.stock.everything.items) for drafter in (self, small)]
-        return min((draft for draft in drafts if draft is not None), key=lambda draft: draft.score, default=None)
+        best: Draft | None = None
+        for drafter in (self, small):
+            draft = drafter.draft(self.stock.everything.items)
+            if draft is not None and (best is None or draft.score < best.score):
+                best = draft
+        return best
 
     def _least_score(self, step: float, streamed: int) -> float:
         """No draft that streams `streamed` bytes, or has this step, has a lower score."""
         copying = streamed / self.machine.h2d_bytes_per_second
-        step = max(step, self._computing, copying)
-        return score(step, max(step, copying / SLOWER_LINK), max(self._computing, copying / FASTER_LINK))
-
-    @cached_property
-    def _computing(self) -> float:
-        return sum(self.stock.seconds)
+        computing = self.stock.compute_seconds
+        step = max(step, computing, copying)
+        return score(step, max(step, copying / SLOWER_LINK), max(computing, copying / FASTER_LINK))
 
     def _timed(self, bundles: tuple[tuple[int, ...], ...], seats: tuple[Seat, ...], beat: float) -> Draft | None:
         """The draft with these seats; where latencies matter, with fewer and larger copies if that is better."""
@@ -160,52 +199,125 @@ def steady_seconds(seconds: Sequence[float], copies: Sequence[Copy], rate: float
     return sum(took[-4:]) / 4
 
 
+def ring(units: Sequence[Sequence[int]], sizes: Sequence[int], room: int) -> list[tuple[int, Sequence[int]]] | None:
+    """Bundles with their offsets, from the items of each unit; None if a unit does not fit.
+
+    >>> ring([[0], [1, 2], [3]], [4, 3, 2, 4], 9)
+    [(0, [0]), (4, [1, 2]), (0, [3])]
+    """
+    bundles: list[tuple[int, Sequence[int]]] = []
+    cursor = 0
+    for unit in units:
+        nbytes, bundle = sum(map(sizes.__getitem__, unit)), unit
+        if nbytes > room:
+            return None
+        if cursor + nbytes > room:
+            ahead, rest = split(unit, sizes, room - cursor)
+            rest_bytes = sum(map(sizes.__getitem__, rest))
+            if ahead and rest_bytes <= cursor:
+                bundles.append((cursor, ahead))
+                nbytes, bundle = rest_bytes, rest
+            cursor = 0
+        if bundle:
+            bundles.append((cursor, bundle))
+        cursor += nbytes
+    return bundles
+
+
+def split(unit: Sequence[int], sizes: Sequence[int], room: int) -> tuple[list[int], list[int]]:
+    """Items of a unit that nearly fill the room, and the rest.
+
+    >>> split([0, 1, 2], [5, 4, 3], 8)
+    ([0, 2], [1])
+    """
+    largest_first = sorted(unit, key=sizes.__getitem__, reverse=True)
+    sums = subset_sums(zip(largest_first, map(sizes.__getitem__, largest_first), strict=True), room)
+    ahead, rest = list[int](), list[int]()
+    for index in unit:
+        (ahead if index in sums[max(sums)] else rest).append(index)
+    return ahead, rest
+
+
+def copies_of(seats: Sequence[Seat], units: int, least_bytes: int) -> list[Copy] | None:
+    """The copies of a steady cycle in the order in which they are due; None if two seats of one unit overlap.
+
+    A part of fewer than `least_bytes` is copied together with a neighbour. Bytes that no other seat has used since the
+    last visit are still there, and are not copied. The cycle before is laid out first, because every copy depends on
+    what it left in the region.
+    """
+    visits = sorted([(first, last, index) for index, seat in enumerate(seats) for first, last in seat.visits])
+    region = ByteMap((-2 * units, -1))
+    for _, last, index in visits:
+        offset, nbytes, _ = seats[index]
+        region.replace(offset, offset + nbytes, (last - units, index))
+    copies: list[Copy] = []
+    for first, last, index in visits:
+        offset, nbytes, _ = seats[index]
+        for start, stop, after in _joined(region.replace(offset, offset + nbytes, (last, index)), index, least_bytes):
+            if after >= first:
+                return None
+            copies.append(Copy(index, start - offset, stop - offset, first, after))
+    return copies
+
+
+def _joined(parts: Sequence[Part], seat: int, least_bytes: int) -> list[tuple[int, int, int]]:
+    """What of a seat must be copied: (start, stop, the unit that must have ended), the earliest first.
+
+    Neighbours become one if the same unit reads them last, or if one of them is small.
+    """
+    joined: list[tuple[int, int, int]] = []
+    for start, stop, (after, owner) in parts:
+        if owner == seat:
+            continue
+        if joined and joined[-1][1] == start:
+            before, middle, other = joined[-1]
+            if other == after or min(middle - before, stop - start) < least_bytes:
+                joined[-1] = before, stop, max(other, after)
+                continue
+        joined.append((start, stop, after))
+    return sorted(joined, key=itemgetter(2))
+
+
 def to_schedule(draft: Draft) -> Schedule:
     """The schedule of a draft. What stays lies behind the streaming region."""
     stock, trace = draft.stock, draft.stock.trace
     bundles: dict[str, tuple[str, ...]] = {}
     offsets: dict[str, int] = {}
     names: list[str] = []
+    sizes: list[int] = []
+    weights, cursor = list(map(attrgetter("weights"), stock.items)), 0
     for items, seat in zip(draft.bundles, draft.seats, strict=True):
         names.append(unique(trace.calls[seat.visits[0][0]].name, bundles))
-        bundles[names[-1]] = tuple(weight for index in items for weight in stock.items[index].weights)
-        offsets[names[-1]] = seat.offset
-    steady = _steady(trace, draft.copies, names, [span_bytes(bundles[name], trace) for name in names])
-    cursor = max((seat.offset + seat.nbytes for seat in draft.seats), default=0)
-    for first_reader, staying in _staying(draft):
-        name = unique(f"{trace.calls[first_reader].name}:stays", bundles)
-        bundles[name] = tuple(weight for index in staying for weight in stock.items[index].weights)
-        offsets[name] = cursor
-        cursor += sum(map(stock.sizes.__getitem__, staying))
+        bundles[names[-1]] = tuple(chain.from_iterable(map(weights.__getitem__, items)))
+        sizes.append(span_bytes(bundles[names[-1]], trace))
+        offsets[names[-1]], cursor = seat.offset, max(cursor, seat.offset + seat.nbytes)
+    steady = _steady(trace, draft.copies, names, sizes)
+    streaming = set(chain.from_iterable(draft.bundles))
+    for first_reader, items in enumerate(stock.everything.items):
+        staying = sorted(set(items) - streaming)
+        if staying:
+            name = unique(f"{trace.calls[first_reader].name}:stays", bundles)
+            bundles[name] = tuple(chain.from_iterable(map(weights.__getitem__, staying)))
+            offsets[name] = cursor
+            cursor += sum(map(stock.sizes.__getitem__, staying))
     copied = {names[copy.seat] for copy in draft.copies}
     return Schedule(bundles, frozenset(bundles) - copied, steady, offsets, fills_gaps=True, trace=trace)
-
-
-def _staying(draft: Draft) -> Iterator[tuple[int, list[int]]]:
-    """The items that stay, by the first unit that reads them."""
-    streaming = set(chain.from_iterable(draft.bundles))
-    for unit, items in enumerate(draft.stock.everything.items):
-        staying = [index for index in items if index not in streaming]
-        if staying:
-            yield unit, staying
 
 
 def _steady(trace: Trace, copies: Sequence[Copy], names: Sequence[str], sizes: Sequence[int]) -> tuple[Task, ...]:
     """Computes in order; behind each one, the copies that it lets go, those of this cycle before those of the next."""
     count = len(trace.calls)
     behind: list[list[Task]] = [[] for _ in trace.calls]
-    ready = max((copy.after for copy in copies), default=-1) - count
-    places = list(accumulate((copy.after for copy in copies), max, initial=ready))[1:]
+    after = list(map(attrgetter("after"), copies))
+    places = list(accumulate(after, max, initial=max(after, default=-1) - count))[1:]
     for next_cycle in (False, True):
         for copy, place in zip(copies, places, strict=True):
             if (place < 0) == next_cycle:
-                behind[place % count].append(_task(copy, names[copy.seat], sizes[copy.seat]))
-    return tuple(
-        task for call, copied in zip(trace.calls, behind, strict=True) for task in (Task("compute", call.name), *copied)
-    )
-
-
-def _task(copy: Copy, name: str, size: int) -> Task:
-    """The task of a copy: no copy goes beyond the last weight of its bundle."""
-    stop = min(copy.stop, size)
-    return Task("h2d", name) if (copy.start, stop) == (0, size) else Task("h2d", name, copy.start, stop)
+                name, size = names[copy.seat], sizes[copy.seat]
+                stop = min(copy.stop, size)  # no copy goes beyond the last weight of its bundle
+                whole = (copy.start, stop) == (0, size)
+                behind[place % count].append(Task("h2d", name) if whole else Task("h2d", name, copy.start, stop))
+    tasks: list[Task] = []
+    for call, copied in zip(trace.calls, behind, strict=True):
+        tasks += [Task("compute", call.name), *copied]
+    return tuple(tasks)

@@ -43,14 +43,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, chain, pairwise
+from operator import attrgetter
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..bound.windows import Cycle, steady_pace
-from .ring import subset_sums
-from .stock import Streamable
+from ..bound import Cycle, steady_pace
+from .stock import Streamable, subset_sums
 
 Numbers: TypeAlias = NDArray[np.float64]
 Chosen: TypeAlias = tuple[tuple[int, ...], ...]  # for each unit: the items that stream
@@ -104,7 +104,7 @@ def candidates(
                 high, best = middle, Candidate(flow.pace, streamed, residency, streamable)
         if best is not None:
             found.append(best)
-    return sorted(found, key=lambda candidate: (candidate.pace, candidate.streamed))
+    return sorted(found, key=attrgetter("pace", "streamed"))
 
 
 def _rings(missing: float, smallest: float, total: float) -> list[float]:
@@ -145,7 +145,7 @@ class Flow:
             return None
         due = np.cumsum(nbytes * (streamed / nbytes.sum()))
         copied = np.repeat(due + room, 2)
-        due_limits, copied_limits = _limits(nbytes), _limits(self.carried)
+        due_limits, copied_limits = np.cumsum(np.tile(nbytes, 2)), np.cumsum(np.tile(self.carried, 2))
         close = 1e-9 * (streamed + room)
         before = due.sum()
         for _ in range(_SWEEPS):
@@ -160,17 +160,13 @@ class Flow:
         return None
 
 
-def _limits(most: Numbers) -> Numbers:
-    """How much sums may have grown since the beginning of the cycle before this one."""
-    return np.cumsum(np.concatenate((most, most)))
-
-
 def _settle(sums: Numbers, limits: Numbers, cycle: float) -> Numbers:
     """The highest sums, none above the given ones, that never fall and never grow by more than the limits do.
 
-    They go round: the sums of the next cycle are these plus `cycle`.
+    They go round: the sums of the next cycle are these plus `cycle`. `limits` says how much sums may have grown since
+    the beginning of the cycle before this one.
 
-    >>> _settle(np.array([5.0, 9.0, 7.0]), _limits(np.array([1.0, 2.0, 3.0])), 6.0).tolist()
+    >>> _settle(np.array([5.0, 9.0, 7.0]), np.cumsum([1.0, 2.0, 3.0, 1.0, 2.0, 3.0]), 6.0).tolist()
     [2.0, 4.0, 7.0]
     """
     count = len(sums)
@@ -195,7 +191,7 @@ def roundings(candidate: Candidate, by_units: bool) -> list[Chosen]:
         for chosen in (rounded, trim(rounded, sizes, candidate.streamed)):
             found.append(tuple([tuple(map(unit.__getitem__, some)) for unit, some in zip(items, chosen, strict=True)]))
         if by_units:
-            whole = round_to_items(asked, [(int(nbytes),) for nbytes in streamable.nbytes])
+            whole = round_to_items(asked, list(zip(map(int, streamable.nbytes), strict=True)))
             found.append(tuple([unit if some else () for unit, some in zip(items, whole, strict=True)]))
     return found
 

@@ -13,11 +13,12 @@ Nothing looks at a clock, so a plan is the same every time.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from math import inf
 
 from taskgraph_offload.nouns.progress import report
 
-from ..bound.windows import Cycle, steady_pace
+from ..bound import Cycle, steady_pace
 from .draft import FASTER_LINK, SLOWER_LINK, Draft, Drafter
 from .fluid import Candidate, Chosen, candidates, roundings
 from .stock import Streamable
@@ -60,7 +61,7 @@ class _Search:
     def try_drafts(self, link: float, most: int) -> None:
         """Try candidates, `most` of them at most, that would be good with a link `link` times as fast."""
         tried = 0
-        for streamable, share in self._directions():
+        for streamable, share in product(self._smaller_and_smaller_items(), _SET_ASIDE):
             if tried == most:
                 break
             for candidate in self._candidates(streamable, share, link)[:_MOST_DRAFTS]:
@@ -69,12 +70,6 @@ class _Search:
                     tried += 1
                     report("drafts", tried, most)
         report("drafts", most, most)
-
-    def _directions(self) -> Iterator[tuple[Streamable, float]]:
-        """Where to look, the likeliest first: what may stream, and how much to set aside."""
-        for streamable in self._smaller_and_smaller_items():
-            for share in _SET_ASIDE:
-                yield streamable, share
 
     def _smaller_and_smaller_items(self) -> Iterator[Streamable]:
         """What may stream: everything, then only items smaller than before, as long as that is enough.

@@ -21,7 +21,7 @@ from taskgraph_offload.nouns.graph import ACTIVATION, Task
 from taskgraph_offload.nouns.trace import INPUT, Activation, Trace
 from taskgraph_offload.plan.plan import aligned
 
-from ..bound.bounds import first_pieces, idle_spans
+from ..bound import first_pieces, idle_spans
 from .stock import cut_finer
 
 
@@ -38,7 +38,7 @@ class Spill:
 
 def cut_for_spills(trace: Trace, most_bytes: int) -> Trace:
     """The finest cut; but a call that makes activations inside stays whole if it reads at most `most_bytes`."""
-    where, first = trace.call_of_piece, first_pieces(trace.call_of_piece)
+    where, first = trace.call_of_piece, first_pieces(trace)
     whole = set()
     for activation in trace.activations:
         call = where[activation.producer] if activation.producer != INPUT else -1
@@ -51,8 +51,8 @@ def cut_for_spills(trace: Trace, most_bytes: int) -> Trace:
 
 def findable(trace: Trace, blocks: Trace) -> list[Activation]:
     """The activations that are made at the end of a whole block. `blocks`: the trace before it was cut."""
-    ends = {*first_pieces(blocks.call_of_piece)} & {*first_pieces(trace.call_of_piece)}
-    stops = first_pieces(trace.call_of_piece)[1:]
+    ends = {*first_pieces(blocks)} & {*first_pieces(trace)}
+    stops = first_pieces(trace)[1:]
     made = (a for a in trace.activations if a.producer != INPUT)
     return [activation for activation in made if stops[trace.call_of_piece[activation.producer]] in ends]
 
@@ -64,7 +64,7 @@ def lowest_peak(trace: Trace, movable: Sequence[Activation]) -> int:
 
 def choose(trace: Trace, movable: Sequence[Activation], peak: int) -> list[Spill] | None:
     """Spills that bring the peak down to `peak`, or None. Each step takes the largest one at the highest piece."""
-    where, first, loads = trace.call_of_piece, first_pieces(trace.call_of_piece), _loads(trace, ())
+    where, first, loads = trace.call_of_piece, first_pieces(trace), _loads(trace, ())
     high = sorted({where[piece] for piece, nbytes in enumerate(loads) if nbytes > peak})
     candidates, chosen = list(_possible(trace, movable, high)), list[Spill]()
     while (most := max(loads)) > peak:
@@ -109,7 +109,7 @@ def _possible(trace: Trace, movable: Iterable[Activation], high: Sequence[int]) 
 def _loads(trace: Trace, spills: Iterable[Spill]) -> list[int]:
     """For each piece: its peak of activations, without those that are away."""
     loads = [piece.transient_bytes for call in trace.calls for piece in call.pieces]
-    first = first_pieces(trace.call_of_piece)
+    first = first_pieces(trace)
     for spill in spills:
         _relieve(loads, spill, first)
     return loads

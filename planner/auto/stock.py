@@ -12,10 +12,13 @@ read is copied again for each visit:
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from bisect import bisect_left
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
+from math import inf
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +27,7 @@ from numpy.typing import NDArray
 from taskgraph_offload.nouns.trace import Call, Piece, Trace
 from taskgraph_offload.plan.plan import aligned
 
+_MOST_SUMS = 256
 SMALL_BYTES = 256 << 10
 SMALL_SHARE = 1 / 64  # of the unit that reads it: in a small model, small weights matter
 
@@ -37,53 +41,33 @@ class Item(NamedTuple):
     nbytes: int
     visits: Visits
 
-    def may_stream(self, largest: int) -> bool:
-        """Whether the item has at most `largest` bytes and is copied only once per cycle."""
-        return self.nbytes <= largest and len(self.visits) == 1
-
 
 @dataclass(frozen=True)
 class Streamable:
-    """The items that may stream. For each unit: the items whose first visit begins there, their sizes, their sum."""
+    """The items that may stream. For each unit: the items whose first visit begins there, their sizes, their sum.
+
+    `count` is how many items there are, and `largest` the bytes of the largest one.
+    """
 
     items: tuple[tuple[int, ...], ...]
     sizes: tuple[tuple[int, ...], ...]
     nbytes: NDArray[np.float64]
-
-    @cached_property
-    def count(self) -> int:
-        """How many items there are."""
-        return sum(map(len, self.items))
-
-    @cached_property
-    def largest(self) -> int:
-        """The bytes of the largest item."""
-        return max((max(sizes) for sizes in self.sizes if sizes), default=0)
+    count: int
+    largest: int
 
 
 @dataclass(frozen=True)
 class Stock:
-    """The items of a trace, and the seconds of its units."""
+    """The items of a trace, and the seconds of its units. `sizes` and `visits` are those of each item."""
 
     trace: Trace
     seconds: tuple[float, ...]
     items: tuple[Item, ...]
+    sizes: list[int]
+    visits: list[Visits]
+    nbytes: int
+    compute_seconds: float
     _up_to: dict[int, Streamable] = field(default_factory=dict, repr=False, compare=False)
-
-    @cached_property
-    def sizes(self) -> list[int]:
-        """The bytes of each item."""
-        return [item.nbytes for item in self.items]
-
-    @cached_property
-    def visits(self) -> list[Visits]:
-        """The visits of each item."""
-        return [item.visits for item in self.items]
-
-    @cached_property
-    def nbytes(self) -> int:
-        """The bytes of all items together."""
-        return sum(self.sizes)
 
     @cached_property
     def everything(self) -> Streamable:
@@ -103,21 +87,45 @@ class Stock:
     def up_to(self, largest: int) -> Streamable:
         """Only items of at most `largest` bytes that are copied once per cycle may stream."""
         if largest not in self._up_to:
-            self._up_to[largest] = self._streamable([i for i, it in enumerate(self.items) if it.may_stream(largest)])
+            once = [i for i, item in enumerate(self.items) if item.nbytes <= largest and len(item.visits) == 1]
+            self._up_to[largest] = self._streamable(once)
         return self._up_to[largest]
 
     def limits_that_leave(self, nbytes: float) -> list[int]:
         """Every limit with which items of at least `nbytes` together may stream (see `up_to`), the largest first."""
         sizes = sorted(item.nbytes for item in self.items if len(item.visits) == 1)
-        enough = {size for size, total in zip(sizes, accumulate(sizes), strict=True) if total >= nbytes}
-        return sorted(enough, reverse=True)
+        first = bisect_left(list(accumulate(sizes)), nbytes)
+        return sorted(set(sizes[first:]), reverse=True)
 
     def _streamable(self, chosen: range | list[int]) -> Streamable:
         items: list[list[int]] = [[] for _ in self.seconds]
         for index in chosen:
             items[self.visits[index][0][0]].append(index)
         sizes = tuple([tuple(map(self.sizes.__getitem__, unit)) for unit in items])
-        return Streamable(tuple(map(tuple, items)), sizes, np.array(list(map(sum, sizes)), dtype=np.float64))
+        nbytes = np.array(list(map(sum, sizes)), dtype=np.float64)
+        largest = max(map(self.sizes.__getitem__, chosen), default=0)
+        return Streamable(tuple(map(tuple, items)), sizes, nbytes, len(chosen), largest)
+
+
+def subset_sums(sizes: Iterable[tuple[int, int]], room: float = inf) -> dict[int, tuple[int, ...]]:
+    """Sums of subsets of some sizes, given as (name, bytes), and for each sum the names of one such subset.
+
+    There are 256 of them at most. Within a room: the first ones that are found. Without one: sums that are evenly
+    spread, the smallest and the largest among them.
+
+    >>> subset_sums([(7, 2), (8, 3)])
+    {0: (), 2: (7,), 3: (8,), 5: (7, 8)}
+    """
+    found: dict[int, tuple[int, ...]] = {0: ()}
+    for name, nbytes in sizes:
+        for total, chosen in list(found.items()):
+            if room == inf or (total + nbytes <= room and len(found) < _MOST_SUMS):
+                found.setdefault(total + nbytes, (*chosen, name))
+        if len(found) > _MOST_SUMS:
+            totals = sorted(found)
+            step = (len(totals) - 1) / (_MOST_SUMS - 1)
+            found = {totals[round(i * step)]: found[totals[round(i * step)]] for i in range(_MOST_SUMS)}
+    return found
 
 
 def take_stock(trace: Trace, seconds: tuple[float, ...]) -> Stock:
@@ -126,8 +134,11 @@ def take_stock(trace: Trace, seconds: tuple[float, ...]) -> Stock:
     for name, readers in trace.readers.items():
         if name not in trace.fixed:
             by_visits.setdefault(_visits(readers), []).append(name)
-    items = [item for visits, names in sorted(by_visits.items()) for item in _items(trace, visits, names)]
-    return Stock(trace, seconds, tuple(items))
+    items: list[Item] = []
+    for visits, names in sorted(by_visits.items()):
+        items += _items(trace, visits, names)
+    sizes = list(map(attrgetter("nbytes"), items))
+    return Stock(trace, seconds, tuple(items), sizes, list(map(attrgetter("visits"), items)), sum(sizes), sum(seconds))
 
 
 def _visits(readers: tuple[int, ...]) -> Visits:
@@ -144,8 +155,13 @@ def _items(trace: Trace, visits: Visits, names: list[str]) -> list[Item]:
     """One item for each large weight, and one for all small weights together."""
     sizes = {name: aligned(trace.weights[name].nbytes) for name in names}
     limit = min(SMALL_BYTES, sum(sizes.values()) * SMALL_SHARE)
-    small = [name for name in names if sizes[name] < limit]
-    items = [Item((name,), sizes[name], visits) for name in names if sizes[name] >= limit]
+    items: list[Item] = []
+    small: list[str] = []
+    for name, nbytes in sizes.items():
+        if nbytes < limit:
+            small.append(name)
+        else:
+            items.append(Item((name,), nbytes, visits))
     return items + ([Item(tuple(small), sum(map(sizes.__getitem__, small)), visits)] if small else [])
 
 
@@ -174,7 +190,9 @@ def cut_finer(trace: Trace, least_bytes: int, whole: Container[str] = ()) -> Tra
 
 def _parts(trace: Trace, call: Call, least_bytes: int) -> Iterator[list[Piece]]:
     """The pieces of each part; a part ends only where a later piece reads a weight."""
-    last_reading = max((i for i, piece in enumerate(call.pieces) if piece.reads), default=0)
+    last_reading = 0
+    for index, piece in enumerate(call.pieces):
+        last_reading = index if piece.reads else last_reading
     part: list[Piece] = []
     read: set[str] = set()
     nbytes = 0

@@ -7,20 +7,27 @@ who stays. It writes no offsets, and never an edge. A file may offer more:
     step_with(request, budget_bytes, plan)   a quick guess of the step under another budget
     VARIANTS                                 options that are worth a row in every comparison
     DEFAULT = True                           the strategy for whoever names none
+
+The options of a strategy are the keyword-only parameters of its function, annotated with what they accept: bool, int,
+float, str, Literal, a `Range` of numbers, and None beside any of them.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 from taskgraph_offload.errors import SettingsError, shown
 from taskgraph_offload.plan.plan import Plan
 
-from ..strategy import Request, Schedule, accepts, in_words, options_of
+from ..strategy import Request, Schedule
+
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 RivalPlan: TypeAlias = Callable[[str, Mapping[str, Any]], Plan | None]  # a strategy's plan here, if it can plan
 
@@ -70,6 +77,49 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
             raise SettingsError(f"strategy {name!r} has no option {shown(option)}; {has}")
         if not accepts(known[option], value):
             raise SettingsError(f"option {option!r} of {name} is {in_words(known[option])}, not {shown(value)}")
+
+
+def options_of(function: Callable[..., Any]) -> Mapping[str, Any]:
+    """What each option accepts, as annotated.
+
+    >>> from taskgraph_offload.planner.strategy import Range
+    >>> def schedule(problem: object, *, prefetch: Annotated[int, Range(0)] = 1) -> None: ...
+    >>> {name: in_words(accepted) for name, accepted in options_of(schedule).items()}
+    {'prefetch': 'a whole number from 0 on'}
+    """
+    hints = get_type_hints(function, include_extras=True)
+    parameters = inspect.signature(function).parameters.values()
+    return {each.name: hints[each.name] for each in parameters if each.kind is each.KEYWORD_ONLY}
+
+
+def accepts(annotation: Any, value: object) -> bool:
+    """Whether a value is what the annotation says; true and false are no numbers.
+
+    >>> accepts(float | None, 1), accepts(float | None, True), accepts(Literal["leading", "spread"], "some")
+    (True, False, False)
+    """
+    parts = get_args(annotation)
+    if get_origin(annotation) in (Union, UnionType):
+        return any(accepts(part, value) for part in parts)
+    if get_origin(annotation) is Annotated:
+        plain, *ranges = parts
+        return accepts(plain, value) and all(value in numbers for numbers in ranges)
+    if get_origin(annotation) is Literal:
+        return value in parts
+    if isinstance(value, bool):
+        return annotation is bool
+    return isinstance(value, int | float if annotation is float else annotation)
+
+
+def in_words(annotation: Any) -> str:
+    """What an annotation accepts, for an error text. None means that the option is left out, and is not mentioned."""
+    parts = get_args(annotation)
+    if get_origin(annotation) in (Union, UnionType):
+        return " or ".join(in_words(part) for part in parts if part is not NoneType)
+    if get_origin(annotation) is Annotated:
+        plain, *ranges = parts
+        return " ".join([in_words(plain), *map(str, ranges)])
+    return " or ".join(map(repr, parts)) if parts else _WORDS[annotation]
 
 
 DEFAULT = next(name for name in names() if find(name).is_default)

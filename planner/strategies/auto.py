@@ -7,8 +7,8 @@ it overwrites have been read. The first weights of the next cycle are copied dur
     compute     [-a-][-b-][--c--][-d-][--e--][-a-][-b-]
 
 The search begins with whole blocks as units. Where more can be gained, it goes on with blocks cut finer, which need
-less room. The parts in `planner.auto`: `stock` (what can stream), `fluid` (how much of each unit), `ring` (seats and
-copies), `draft` (how fast), `search` (the best draft), `spills` (activations that leave).
+less room. The parts in `planner.auto`: `stock` (what can stream), `fluid` (how much of each unit), `draft` (seats,
+copies, how fast), `search` (the best draft), `spills` (activations that leave).
 
 `auto` is never slower than the strategies it replaces. Where a plan stays above the bound, `improve` tries them too.
 They are seldom faster. If one is, its tasks become the plan of `auto`, so no user needs to try them by hand.
@@ -29,9 +29,8 @@ from ..auto.draft import FASTER_LINK, SLOWER_LINK, Draft, Drafter, score, to_sch
 from ..auto.search import pace_of, search
 from ..auto.spills import choose, cut_for_spills, findable, lowest_peak, peak_with, with_spills
 from ..auto.stock import cut_finer, take_stock
-from ..bound.bounds import bound
-from ..seats import arena_bytes
-from ..strategy import Infeasible, Problem, Request, Schedule
+from ..bound import bound
+from ..strategy import Infeasible, Problem, Request, Schedule, arena_bytes
 from . import layerwise, resident, sequential
 
 DEFAULT = True
@@ -144,7 +143,7 @@ def _better(best: Draft | None, finer: Draft | None) -> Draft | None:
 def _finer(problem: Problem, whole: Drafter) -> Iterator[Drafter]:
     """The same problem with smaller and smaller units; at last every piece is a unit."""
     largest, before = whole.stock.largest_unit_bytes, len(problem.trace.calls)
-    for least_bytes in (*(largest // parts for parts in _CUTS), 0):
+    for least_bytes in (*map(largest.__floordiv__, _CUTS), 0):
         trace = cut_finer(problem.trace, least_bytes)
         if before < len(trace.calls):
             before = len(trace.calls)

@@ -19,13 +19,12 @@ Two details cost a little. Real systems have them, so they are here too:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 from taskgraph_offload.nouns.graph import Task
 
-from ..seats import arena_bytes
-from ..strategy import Infeasible, Problem, Range, Schedule
+from ..strategy import Infeasible, Problem, Range, Schedule, arena_bytes
 
 Residents = Literal["leading", "spread"]
 
@@ -40,21 +39,31 @@ def schedule(
     residents: Residents | None = None,
 ) -> Schedule:
     """Stream blocks, with copies `prefetch` blocks ahead. `ratio` or the budget decides how many stay."""
-    blocks = [index for index in range(len(problem.needs)) if _streamed_by(problem, index)]
+    own = _own_bundles(problem)
+    blocks = list(own)
     smallest: list[int] = []
     for count in _counts(len(blocks), ratio, residents):
-        staying = choose(blocks, count, residents or "leading")
-        streaming = [index for index in blocks if index not in staying]
-        if residents and ratio is None and count and not _fits(problem, streaming, prefetch):
+        streaming = sorted(set(blocks) - choose(blocks, count, residents or "leading"))
+        if residents and ratio is None and count and not _fits(problem, own, streaming, prefetch):
             continue
-        gates = _when_a_buffer_is_free if residents == "spread" else _when_an_earlier_block_starts
+        gates = _gates(blocks, streaming, prefetch, len(problem.computes), residents)
         for wraps in (True, False):
-            candidate = _order(problem, streaming, gates(blocks, streaming, prefetch, len(problem.computes)), wraps)
+            candidate = _order(problem, own, dict(zip(streaming, gates, strict=True)), wraps)
             needed = arena_bytes(candidate, problem.trace)
             if needed <= problem.capacity:
                 return candidate
             smallest.append(needed)
     raise Infeasible(min(smallest))
+
+
+def _own_bundles(problem: Problem) -> dict[int, list[str]]:
+    """The blocks that can stream: for each call with bundles that no other call reads, those bundles."""
+    own: dict[int, list[str]] = {}
+    for index, needs in enumerate(problem.needs):
+        for name in needs:
+            if len(problem.trace.readers[problem.bundles[name][0]]) == 1:
+                own.setdefault(index, []).append(name)
+    return own
 
 
 def choose(blocks: Sequence[int], count: int, residents: Residents) -> set[int]:
@@ -76,50 +85,48 @@ def _counts(total: int, ratio: float | None, residents: Residents | None) -> Seq
     return range(total, -1, -1) if residents else [0]
 
 
-def _fits(problem: Problem, streaming: Sequence[int], prefetch: int) -> bool:
+def _fits(problem: Problem, own: Mapping[int, list[str]], streaming: Sequence[int], prefetch: int) -> bool:
     """Whether what stays fits beside `prefetch + 1` buffers of the largest block that streams."""
-    streamed = {name for index in streaming for name in _streamed_by(problem, index)}
-    buffer = max((problem.bytes_of(_streamed_by(problem, index)) for index in streaming), default=0)
-    buffers = min(prefetch + 1, len(streaming))
-    return problem.bytes_of(set(problem.bundles) - streamed) + buffers * buffer <= problem.capacity
+    streamed = [problem.bytes_of(own[index]) for index in streaming]
+    buffers = min(prefetch + 1, len(streaming)) * max(streamed, default=0)
+    return sum(problem.sizes.values()) - sum(streamed) + buffers <= problem.capacity
 
 
-def _streamed_by(problem: Problem, index: int) -> list[str]:
-    """The bundles that only this call reads."""
-    return [name for name in problem.needs[index] if len(problem.bundle_readers[name]) == 1]
-
-
-def _when_an_earlier_block_starts(
-    blocks: Sequence[int], streaming: Sequence[int], prefetch: int, calls: int
+def _gates(
+    blocks: Sequence[int], streaming: Sequence[int], prefetch: int, calls: int, residents: Residents | None
 ) -> list[int]:
-    """For each streaming block: the call after which its copy is issued; negative for a call of the cycle before."""
-    total, position = len(blocks), {block: i for i, block in enumerate(blocks)}
-    earlier = [position[block] - min(prefetch, total - 1) for block in streaming]
-    return [blocks[i % total] - 1 - (calls if i < 0 else 0) for i in earlier]
+    """For each streaming block: the call after which its copy is issued, its gate; negative: of the cycle before.
+
+    For "spread", it is the last call that used the same buffer: the streaming block `prefetch + 1` earlier. Otherwise,
+    it is the call just before the block `prefetch` earlier.
+    """
+    spread = residents == "spread"
+    order = streaming if spread else blocks
+    ahead = min(prefetch + 1, len(order)) if spread else min(prefetch, len(order) - 1)
+    chosen, gates = set(streaming), list[int]()
+    for position, block in enumerate(order):
+        if block in chosen:
+            gate = order[position - ahead] if spread else order[position - ahead] - 1
+            gates.append(gate - calls if position < ahead else gate)
+    return gates
 
 
-def _when_a_buffer_is_free(blocks: Sequence[int], streaming: Sequence[int], prefetch: int, calls: int) -> list[int]:
-    """The same, after the call that last used the buffer: the streaming block `prefetch + 1` earlier."""
-    total = len(streaming)
-    earlier = [i - min(prefetch + 1, total) for i in range(total)]
-    return [streaming[i % total] - (calls if i < 0 else 0) for i in earlier]
+def _order(problem: Problem, own: Mapping[int, list[str]], gates: Mapping[int, int], wraps: bool) -> Schedule:
+    """Place each copy after the call it waits for; `wraps` prefetches the first blocks of the next step.
 
-
-def _order(problem: Problem, streaming: Sequence[int], gates: Sequence[int], wraps: bool) -> Schedule:
-    """Place each copy after the call it waits for, its gate; `wraps` prefetches the first blocks of the next step.
-
-    A negative gate is a call of the cycle before. With `wraps`, that copy stands behind the same call of this cycle,
-    for the next one; else it stands before the first call.
+    `gates` has the gate of each block that streams. A negative gate is a call of the cycle before. With `wraps`, that
+    copy stands behind the same call of this cycle, for the next one; else it stands before the first call.
     """
     computes, count = problem.computes, len(problem.computes)
     behind: dict[int, list[Task]] = {}
-    for index, gate in zip(streaming, gates, strict=True):
+    staying = set(problem.bundles)
+    for index, gate in gates.items():
         if gate < 0:
             gate = gate + count if wraps and gate + count > index else -1
-        copies = [Task("h2d", name, after=computes[gate].name) for name in _streamed_by(problem, index)]
-        behind.setdefault(gate, []).extend(copies)
+        for name in own[index]:
+            behind.setdefault(gate, []).append(Task("h2d", name, after=computes[gate].name))
+        staying.difference_update(own[index])
     steady = list(behind.get(-1, ()))
     for index, compute in enumerate(computes):
         steady += [compute, *behind.get(index, ())]
-    streamed = {name for index in streaming for name in _streamed_by(problem, index)}
-    return Schedule(problem.bundles, frozenset(set(problem.bundles) - streamed), tuple(steady))
+    return Schedule(problem.bundles, frozenset(staying), tuple(steady))

@@ -84,7 +84,7 @@ def run(arguments: Namespace) -> Answer:
     settings = replace(settings, machine=_paced(_machine(settings, device), link))
     subject = _with_weights(arguments)
     made = _planned(_planner_of(settings, subject))
-    given = _inputs_on(subject, made, "cpu" if device.startswith("checked") else device)
+    given = _inputs_on(subject, made, "cpu" if device.startswith(("checked", "virtual")) else device)
     with Executor(subject.model, made, device=device, link_bytes_per_second=link) as executor:
         for _ in one_by_one("running", range(arguments.steps)):
             _forward(subject.model, made, given)

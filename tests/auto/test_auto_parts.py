@@ -7,9 +7,8 @@ import random
 import numpy as np
 import pytest
 from scipy.optimize import linprog
-from taskgraph_offload.planner.auto.draft import Drafter
+from taskgraph_offload.planner.auto.draft import Copy, Drafter, Seat, copies_of, ring
 from taskgraph_offload.planner.auto.fluid import Flow, round_to_items
-from taskgraph_offload.planner.auto.ring import Copy, Seat, copies_of, ring
 from taskgraph_offload.planner.auto.search import search
 from taskgraph_offload.planner.auto.stock import cut_finer, take_stock
 

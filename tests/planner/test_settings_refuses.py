@@ -6,14 +6,13 @@ import pytest
 import torch
 from taskgraph_offload.planner import strategies
 from taskgraph_offload.planner.settings import ACCEPTED, OF_COMPONENT, OF_MACHINE, read_settings
-from taskgraph_offload.planner.strategy import options_of
 from taskgraph_offload.planner.strict_yaml import LARGEST_FILE
 
 import taskgraph_offload as tgo
 
 from .test_settings import COMPONENTS
 
-OPTIONS = {name: list(options_of(strategies.find(name).schedule)) for name in strategies.names()}
+OPTIONS = {name: list(strategies.options_of(strategies.find(name).schedule)) for name in strategies.names()}
 
 
 def refused(tmp_path, content: str | bytes) -> str:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from taskgraph_offload.planner.cold import fill_gaps
+from taskgraph_offload.planner.assemble import fill_gaps
 
 import taskgraph_offload as tgo
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.optimize import linprog
-from taskgraph_offload.planner.bound.bounds import bound, smallest_budget_without_stall
+from taskgraph_offload.planner.bound import bound, smallest_budget_without_stall
 
 import taskgraph_offload as tgo
 from taskgraph_offload.nouns.trace import Activation

@@ -1,1 +1,0 @@
-"""What no schedule beats: the bound of a step, from numbers alone."""
