@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import hypothesis
 import pytest
 from hypothesis import HealthCheck, settings
 
 from taskgraph_offload.devices.cpu import HostMemory
+
+# Hypothesis fails a test that draws its inputs slowly. On a busy machine every test may.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 
 @pytest.fixture(autouse=True)

@@ -67,7 +67,7 @@ OVERLAPS = st.none() | st.integers(0, 2)
 PLANS = st.builds(Plan, BLOCKS, ORDERS, st.booleans(), OVERLAPS, st.booleans(), st.booleans())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(PLANS)
 def test_any_model_is_traced_as_it_runs(plan: Plan) -> None:
     net = plan.build()
@@ -77,7 +77,7 @@ def test_any_model_is_traced_as_it_runs(plan: Plan) -> None:
     assert trace.flops == counted_flops(net, {"x": X})
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(PLANS)
 def test_a_weight_is_the_bytes_that_names_share(plan: Plan) -> None:
     net = plan.build()
@@ -94,7 +94,7 @@ def test_a_weight_is_the_bytes_that_names_share(plan: Plan) -> None:
     assert {frozenset([w.name, *w.aliases]): w.nbytes for w in trace.weights.values()} == expected
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(PLANS)
 def test_the_meta_device_and_the_cpu_give_one_trace(plan: Plan) -> None:
     net = plan.build()

@@ -105,7 +105,7 @@ def test_a_tampered_trace_is_refused_even_with_a_fitting_fingerprint(pattern, re
         parse_file(edited)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1, max_size=4))
 def test_any_names_survive_the_file(names):
     """Spaces, quotes, line ends, control characters, emoji, marks that mean something in the text form."""
@@ -199,7 +199,7 @@ def tied_trace(model: torch.nn.Module) -> tgo.Trace:
     return tgo.Trace(weights, tgo.Trace.from_units(units).calls)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_a_mangled_file_gives_this_librarys_error_or_a_plan_that_is_proved(data):
     text = print_file(plan_of(trace_of([512, 1024, 512]), "4KiB", "layerwise"))

@@ -156,7 +156,7 @@ def test_without_prefetch_nothing_overlaps():
     assert timeline.step_seconds == pytest.approx(4 * (BYTES / 1e9 + COMPUTE))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 3), st.integers(0, 2000)), min_size=1, max_size=10),
     st.sampled_from([n for n in strategies.names() if n != "auto"]),

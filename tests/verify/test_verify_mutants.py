@@ -198,7 +198,7 @@ def _one_cycle(draw: st.DrawFn, plan: Plan) -> tuple[list[Task], str]:
 
 
 @given(mutant=mutants(), seed=st.integers(0, 2**20))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_mutant_is_refused_or_harmless(mutant: Plan, seed: int) -> None:
     if is_good(mutant):
         graph = mutant.graph(cycles=5)  # what holds for three cycles holds for more
