@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hypothesis
 import pytest
-from hypothesis import HealthCheck, settings
 
 from taskgraph_offload.devices.cpu import HostMemory
 
@@ -22,8 +21,3 @@ def no_operator_reads_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
     On a GPU such an operator fails. Without this, the CPU runs it, and the test misses a gap in the plan.
     """
     monkeypatch.setattr(HostMemory, "refuses_home_reads", True)
-
-
-# A machine with other work is slow, and that is no fault of the code.
-settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("any machine")
