@@ -244,7 +244,7 @@ class Conductor:
             stack.enter_context(self._spills.watching())
         if self._needs.on_demand or self._device.refuses_home_reads:
             stack.enter_context(self._home_reads.on(serves=bool(self._needs.on_demand)))
-        stack.push(lambda *_: self._served.close())  # dispatch modes must end in the reverse order of their start
+        stack.callback(self._served.close)  # dispatch modes must end in the reverse order of their start
         return stack
 
     # After an error, and at the end.

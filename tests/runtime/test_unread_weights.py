@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -79,6 +80,192 @@ KINDS: dict[str, tuple[Callable[[], Case], Callable[[Any], Tensor]]] = {
     "another method": (lambda: Case(Codec().eval(), {"x": X}, "decode"), lambda model: model.encode(X)),
     "the whole model": (lambda: Case(Codec().eval(), {"x": X}, "decode"), lambda model: model(X)),
 }
+
+
+class Odd(nn.Module):
+    """A branch of one kind, which runs only if it is asked to, before four blocks."""
+
+    def __init__(self, branch: nn.Module) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(models.Block(4, 64) for _ in range(4))
+        self.branch, self.spectrum = branch, nn.Parameter(torch.randn(4, dtype=torch.complex64))
+
+    def forward(self, x: Tensor, asks: bool = False, conjugate: bool = False) -> Tensor:
+        extra = self.branch(x) if asks else 0
+        if conjugate:
+            extra = extra + (x * self.spectrum.conj()).imag
+        for block in self.blocks:
+            x = block(x)
+        return x + extra
+
+
+class Position(nn.Module):
+    """Returns a view of its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(16, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.table[: len(x)]
+
+
+class Calling(nn.Module):
+    """Owns a weight, and calls a block that is planned elsewhere in between."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.weight, self.block = nn.Parameter(torch.randn(4, 4)), block
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(self.block(x * self.weight.mean()), self.weight)
+
+
+def odd(kind: str) -> Case:
+    torch.manual_seed(0)
+    norm = nn.utils.weight_norm(nn.Linear(4, 4))  # its hook reads weights before its forward does
+    tower = nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), 2).eval()
+    branches: dict[str, nn.Module] = {
+        "a view of a weight": Position(),
+        "batch norm in training": nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)),
+        "weight norm": nn.Sequential(norm),
+        "a fast path": nn.Sequential(nn.Unflatten(0, (1, -1)), tower, nn.Flatten(0, 1)),
+    }
+    if kind == "a planned block inside":
+        model = Odd(nn.Identity())
+        model.branch = Calling(model.blocks[2])
+    else:
+        model = Odd(branches[kind])
+    return Case(model, {"x": X})
+
+
+@pytest.mark.parametrize("device", ["cpu", "checked:1", "checked:2"])
+@pytest.mark.parametrize(
+    "kind", ["a view of a weight", "batch norm in training", "weight norm", "a fast path", "a planned block inside"]
+)
+def test_branches_that_read_weights_in_odd_ways(kind: str, device: str) -> None:
+    made = odd(kind)
+    plan = budget_with(plan_of(made, "layerwise"), 2**16 if kind == "a fast path" else 0)  # one operator reads it all
+    with torch.no_grad():
+        before = {name: tensor.clone() for name, tensor in made.model.state_dict().items()}
+        wanted = [made.model(X, asks=True) for _ in range(3)] + [made.model(X, conjugate=True), made.model(X)]
+        after = {name: tensor.clone() for name, tensor in made.model.state_dict().items()}
+        made.model.load_state_dict(before)
+        with tgo.Executor(made.model, plan, device=device) as run:
+            got = [made.model(X, asks=True) for _ in range(3)] + [made.model(X, conjugate=True), made.model(X)]
+            assert_equal(got, wanted)
+        assert run.stats.peak_bytes <= plan.budget_bytes
+    for name, tensor in made.model.state_dict().items():
+        assert torch.equal(tensor, after[name]), name
+
+
+def small(**sizes: Any) -> dict[str, Any]:
+    return sizes
+
+
+def oobleck() -> Any:
+    from diffusers import AutoencoderOobleck
+
+    sizes = small(encoder_hidden_size=8, decoder_channels=8, downsampling_ratios=[2, 2], channel_multiples=[1, 2])
+    return AutoencoderOobleck(**sizes, decoder_input_channels=4, audio_channels=1)
+
+
+def vq() -> Any:
+    from diffusers import VQModel
+
+    return VQModel(block_out_channels=(8,), norm_num_groups=4, num_vq_embeddings=16, latent_channels=4)
+
+
+def kl() -> Any:
+    return case("vae decoder").model
+
+
+AUTOENCODERS: dict[str, tuple[Callable[[], Any], Any, str, Any, str]] = {  # what is planned, and what is called, too
+    "AutoencoderOobleck": (oobleck, torch.ones(1, 4, 4), "decode", torch.ones(1, 1, 16), "encode"),
+    "VQModel": (vq, torch.ones(1, 3, 8, 8), "encode", torch.ones(1, 4, 8, 8), "decode"),
+    "AutoencoderKL": (kl, torch.ones(1, 4, 8, 8), "decode", torch.ones(1, 3, 16, 16), "encode"),
+}
+
+
+@pytest.mark.parametrize("device", ["cpu", "checked:1"])
+@pytest.mark.parametrize("name", AUTOENCODERS)
+def test_the_other_method_of_an_autoencoder_runs_beside_the_planned_one(name: str, device: str) -> None:
+    make, given, entry, other, method = AUTOENCODERS[name]
+    torch.manual_seed(0)
+    model = make().eval()
+
+    def call(method: str, x: Tensor) -> Tensor:
+        found = getattr(model, method)(x, return_dict=False)[0]
+        return found.mean if hasattr(found, "mean") and not isinstance(found, Tensor) else found
+
+    plan = tgo.Planner(model, "60%", inputs=(given,), entry=entry, machine="cpu", strategy="layerwise").plan()
+    with torch.no_grad():
+        wanted = call(entry, given), call(method, other)
+        with tgo.Executor(model, plan, device=device) as run:
+            for _ in range(2):
+                assert_equal([call(entry, given), call(method, other)], list(wanted))
+        assert run.stats.demand_loads
+        assert run.stats.peak_bytes <= plan.budget_bytes
+
+
+def test_a_tied_weight_may_be_read_where_the_plan_does_not_expect_it() -> None:
+    """BART's decoder is planned with the encoder's output; then the encoder runs, too, and shares the embedding."""
+    from transformers import BartConfig, BartModel
+
+    torch.manual_seed(0)
+    sizes = small(d_model=16, encoder_ffn_dim=32, decoder_ffn_dim=32, vocab_size=64, max_position_embeddings=32)
+    layers = small(encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2)
+    model: Any = BartModel(BartConfig(**sizes, **layers)).eval()
+    tokens, seen = torch.ones(1, 5, dtype=torch.long), (torch.randn(1, 5, 16),)
+    decoding = {"decoder_input_ids": tokens, "encoder_outputs": seen, "use_cache": False}
+    whole = {"input_ids": tokens, "decoder_input_ids": tokens, "use_cache": False}
+    plan = tgo.Planner(model, "60%", inputs=decoding, machine="cpu", strategy="layerwise").plan()
+    with torch.no_grad():
+        wanted = model(**decoding)[0], model(**whole)[0]
+        with tgo.Executor(model, plan, device="checked:1"):
+            for _ in range(2):
+                assert_equal([model(**decoding)[0], model(**whole)[0]], list(wanted))
+
+
+def test_an_interrupt_anywhere_in_a_branch_that_nobody_planned_loses_no_weight() -> None:
+    """Ctrl-C at every 7th line of our own code."""
+    made = odd("batch norm in training")
+    made.model.eval()
+    with torch.no_grad():
+        wanted = made.model(X, asks=True)
+        before = {name: tensor.clone() for name, tensor in made.model.state_dict().items()}
+        with tgo.Executor(made.model, plan_of(made, "layerwise"), device="cpu"):
+            for line in range(0, 4000, 7):
+                if not interrupted(lambda: made.model(X, asks=True), line):
+                    break
+                assert_equal([made.model(X, asks=True)], [wanted])
+            assert line > 300
+            for name, tensor in made.model.state_dict().items():
+                assert torch.equal(tensor, before[name]), name
+
+
+def interrupted(call: Callable[[], Any], line: int) -> bool:
+    """Raise at the n-th line that unplanned, arena and copies run; whether there is such a line."""
+    left = line
+
+    def trace(frame: Any, event: str, _: Any) -> Any:
+        nonlocal left
+        if not frame.f_code.co_filename.endswith(("runtime/unplanned.py", "runtime/arena.py", "runtime/copies.py")):
+            return None
+        if event == "line":
+            left -= 1
+            if left == -1:
+                raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(None)
+    return False
 
 
 def budget_with(plan: tgo.Plan, spare: int) -> tgo.Plan:
