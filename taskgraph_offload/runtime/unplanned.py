@@ -273,7 +273,7 @@ class HomeReads(TorchDispatchMode):
         if not homes:
             return func(*args, **kwargs)
         if not self._serves:
-            self._refuse_reads(func, tensors)
+            self._refuse_mixture(func, tensors)
             return func(*args, **kwargs)
         return self._serve(func, args, kwargs, list(homes))
 
@@ -292,11 +292,11 @@ class HomeReads(TorchDispatchMode):
             self._on_demand.used(one, changed)
         return out if written else tree_map_only(Tensor, lambda tensor: _apart_from(tensor, brought), out)
 
-    def _refuse_reads(self, func: OpOverload, tensors: list[Tensor]) -> None:
-        """Refuse an operator that reads a weight at home. Hooks may edit weights there: that alone is no read."""
+    def _refuse_mixture(self, func: OpOverload, tensors: list[Tensor]) -> None:
+        """Refuse what a GPU could not do: one operator on a weight at home and on a tensor that is not at home."""
         homes = [self.home_of(tensor) for tensor in tensors if tensor.dim()]
         home = next((home for home in homes if home is not None), None)
-        if home is not None and (None in homes or not func._schema.is_mutable):
+        if home is not None and None in homes:
             raise ExecutionError(
                 f"{func} reads weight {home.name!r} at home: the plan does not know of this read; plan with inputs "
                 "that make the forward read it"
