@@ -37,7 +37,7 @@ from taskgraph_offload.plan.plan import ALIGNMENT, Bound, Bundle, Plan, aligned,
 
 from . import strategies
 from .bound import bound
-from .strategy import FIXED, Infeasible, Problem, Request, Schedule, arena_bytes, place
+from .strategies import FIXED, Infeasible, Problem, Request, Schedule, arena_bytes, place
 
 _ROUNDS = 4  # a part that moves leaves a gap behind; that one closes, and others open
 _LEAST_BYTES = 2**20  # of a part

@@ -15,7 +15,7 @@ from taskgraph_offload.plan.plan import SETTLED, Plan, title_of
 from . import strategies
 from .assemble import make_plan, smallest_budget
 from .bound import bound
-from .strategy import Request
+from .strategies import Request
 
 Choice: TypeAlias = str | tuple[str, Mapping[str, Any]]  # a strategy's name, or its name and options
 

@@ -24,7 +24,7 @@ from .bound import smallest_budget_without_stall
 from .calibrate import measured_machine, measured_trace, with_seconds_of
 from .capture import capture
 from .compare import Choice, budgets_between, compare, sweep
-from .strategy import Request
+from .strategies import Request
 
 if TYPE_CHECKING:
     import torch

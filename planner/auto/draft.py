@@ -49,8 +49,8 @@ from taskgraph_offload.nouns.ranges import ByteMap
 from taskgraph_offload.nouns.trace import Trace
 from taskgraph_offload.plan.plan import span_bytes
 
-from ..strategy import Schedule, unique
-from .stock import Stock, Visits, subset_sums
+from ..strategies import Schedule, unique
+from .fluid import Stock, Visits, subset_sums
 
 SLOWER_LINK, FASTER_LINK = 0.6, 1.7  # a machine is never what was measured:
 _WEIGHT = 0.1  # a draft that is good with a slower or a faster link, too, is worth a little more

@@ -22,7 +22,7 @@ from taskgraph_offload.nouns.trace import INPUT, Activation, Trace
 from taskgraph_offload.plan.plan import aligned
 
 from ..bound import first_pieces, idle_spans
-from .stock import cut_finer
+from .fluid import cut_finer
 
 
 @dataclass(frozen=True, slots=True)

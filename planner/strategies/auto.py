@@ -7,31 +7,35 @@ it overwrites have been read. The first weights of the next cycle are copied dur
     compute     [-a-][-b-][--c--][-d-][--e--][-a-][-b-]
 
 The search begins with whole blocks as units. Where more can be gained, it goes on with blocks cut finer, which need
-less room. The parts in `planner.auto`: `stock` (what can stream), `fluid` (how much of each unit), `draft` (seats,
-copies, how fast), `search` (the best draft), `spills` (activations that leave).
+less room. The parts in `planner.auto`: `fluid` (what can stream, and how much of each unit), `draft` (seats, copies and
+how fast), `spills` (activations that leave).
 
 `auto` is never slower than the strategies it replaces. Where a plan stays above the bound, `improve` tries them too.
 They are seldom faster. If one is, its tasks become the plan of `auto`, so no user needs to try them by hand.
+
+The search tries candidates of a fluid, rounded to whole items, for smaller and smaller items, and for a little less
+than the true capacity. The best draft so far spares it all candidates that could not beat it. Everything else is
+bounded by counts. Nothing looks at a clock, so a plan is the same every time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from itertools import product
 from math import inf
 from typing import Any
 
 from taskgraph_offload.nouns.machine import Machine
+from taskgraph_offload.nouns.progress import report
 from taskgraph_offload.nouns.trace import Trace
 from taskgraph_offload.plan.plan import SETTLED, Plan
 
 from ..auto.draft import FASTER_LINK, SLOWER_LINK, Draft, Drafter, score, to_schedule
-from ..auto.search import pace_of, search
+from ..auto.fluid import Candidate, Chosen, Streamable, candidates, cut_finer, roundings, take_stock
 from ..auto.spills import choose, cut_for_spills, findable, lowest_peak, peak_with, with_spills
-from ..auto.stock import cut_finer, take_stock
-from ..bound import bound
-from ..strategy import Infeasible, Problem, Request, Schedule, arena_bytes
-from . import layerwise, resident, sequential
+from ..bound import Cycle, bound, steady_pace
+from . import Infeasible, Problem, Request, Schedule, arena_bytes, layerwise, resident, sequential
 
 DEFAULT = True
 
@@ -167,3 +171,87 @@ def _one_after_another(problem: Problem) -> Schedule:
 
 def _without_gates(schedule: Schedule) -> Schedule:
     return replace(schedule, steady=tuple(replace(task, after=None) for task in schedule.steady))
+
+
+_SET_ASIDE = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)  # of the capacity, in usual items: what the ring may waste
+_MOST_LIMITS = 7  # to an item's bytes
+_ENOUGH = 1.02  # times what is missing: less than that cannot stream through any ring
+_MOST_DRAFTS = 8  # for one limit and one share that is set aside
+_LEAST_DRAFTS = 12
+_LINKS = {1.0: 0.6, FASTER_LINK: 0.25, SLOWER_LINK: 0.15}  # and the part of the drafts that are made for each
+_EFFORT = 22_000  # units and items in all drafts together
+_MANY_LATENCIES = 0.01  # of the pace: then streaming few units wholly may be better than all a little
+
+
+def search(drafter: Drafter, best: Draft | None = None) -> Draft | None:
+    """The best draft that is found, or the one to beat."""
+    drafts = max(_LEAST_DRAFTS, _EFFORT // (len(drafter.stock.seconds) + len(drafter.stock.items)))
+    rivals = _Search(drafter, best)
+    for link, part in _LINKS.items():
+        rivals.try_drafts(link, int(drafts * part))
+    return rivals.best
+
+
+def pace_of(drafter: Drafter) -> float:
+    """Seconds of a step that no draft beats, where no two units share an item."""
+    stock = drafter.stock
+    cycle = Cycle(stock.seconds, stock.everything.nbytes.tolist(), [drafter.capacity] * len(stock.seconds))
+    return steady_pace(cycle, drafter.machine.h2d_bytes_per_second).seconds
+
+
+class _Search:
+    """The best draft so far, and which choices were tried already: none of those can be better."""
+
+    def __init__(self, drafter: Drafter, best: Draft | None) -> None:
+        self.best = best
+        self._drafter, self._stock = drafter, drafter.stock
+        self._missing = self._stock.nbytes - drafter.capacity
+        self._tried = set[Chosen]()
+
+    def try_drafts(self, link: float, most: int) -> None:
+        """Try candidates, `most` of them at most, that would be good with a link `link` times as fast."""
+        tried = 0
+        for streamable, share in product(self._smaller_and_smaller_items(), _SET_ASIDE):
+            if tried == most:
+                break
+            for candidate in self._candidates(streamable, share, link)[:_MOST_DRAFTS]:
+                if tried < most and (self.best is None or candidate.pace < self.best.seconds(link)):
+                    self._try(candidate)
+                    tried += 1
+                    report("drafts", tried, most)
+        report("drafts", most, most)
+
+    def _smaller_and_smaller_items(self) -> Iterator[Streamable]:
+        """What may stream: everything, then only items smaller than before, as long as that is enough.
+
+        A ring is at least as large as its largest item, so where small items are enough, large ones should stay. What
+        distant units share is copied more than once, so it stays where the rest is enough.
+        """
+        stock = self._stock
+        if stock.up_to(stock.nbytes).nbytes.sum() < self._missing * _ENOUGH:
+            yield stock.everything
+        enough = stock.limits_that_leave(self._missing * _ENOUGH)
+        if enough:
+            smaller = (enough[-1] / enough[0]) ** (1 / _MOST_LIMITS)
+            limit = float(enough[0])
+            for nbytes in enough:
+                if nbytes <= limit:
+                    yield stock.up_to(nbytes)
+                    limit = nbytes * smaller
+
+    def _candidates(self, streamable: Streamable, share: float, link: float) -> list[Candidate]:
+        """The candidates when a share of a usual item is set aside."""
+        usual = max(float(streamable.nbytes.sum()) / streamable.count, self._missing / len(streamable.items))
+        most = inf if self.best is None else self.best.seconds(link)
+        rate = link * self._drafter.machine.h2d_bytes_per_second
+        return candidates(streamable, self._stock.seconds, rate, self._missing + share * usual, usual, most)
+
+    def _try(self, candidate: Candidate) -> None:
+        """Draft all choices of a candidate, and keep what is better than the best."""
+        latencies = self._drafter.machine.latency_seconds * len(candidate.streamable.items)
+        for streaming in roundings(candidate, by_units=latencies > _MANY_LATENCIES * candidate.pace):
+            if streaming not in self._tried:
+                self._tried.add(streaming)
+                draft = self._drafter.draft(streaming, inf if self.best is None else self.best.score)
+                if draft is not None and (self.best is None or draft.score < self.best.score):
+                    self.best = draft

@@ -13,7 +13,7 @@ from itertools import chain
 
 from taskgraph_offload.nouns.graph import Task
 
-from ..strategy import Problem, Schedule
+from . import Problem, Schedule
 
 
 def schedule(problem: Problem) -> Schedule:

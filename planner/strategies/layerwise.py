@@ -24,7 +24,7 @@ from typing import Annotated, Literal
 
 from taskgraph_offload.nouns.graph import Task
 
-from ..strategy import Infeasible, Problem, Range, Schedule, arena_bytes
+from . import Infeasible, Problem, Range, Schedule, arena_bytes
 
 Residents = Literal["leading", "spread"]
 

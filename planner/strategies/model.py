@@ -14,7 +14,7 @@ from itertools import groupby
 
 from taskgraph_offload.nouns.graph import Task
 
-from ..strategy import Problem, Schedule
+from . import Problem, Schedule
 
 
 def schedule(problem: Problem, *, writeback: bool = False) -> Schedule:

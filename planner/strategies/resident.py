@@ -5,7 +5,7 @@ The copies of the first cycle already overlap its computes; later cycles copy no
 
 from __future__ import annotations
 
-from ..strategy import Problem, Schedule
+from . import Problem, Schedule
 
 
 def schedule(problem: Problem) -> Schedule:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from taskgraph_offload.nouns.graph import Task
 
-from ..strategy import Problem, Schedule
+from . import Problem, Schedule
 
 
 def schedule(problem: Problem) -> Schedule:

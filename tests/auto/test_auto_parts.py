@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from scipy.optimize import linprog
 from taskgraph_offload.planner.auto.draft import Copy, Drafter, Seat, copies_of, ring
-from taskgraph_offload.planner.auto.fluid import Flow, round_to_items
-from taskgraph_offload.planner.auto.search import search
-from taskgraph_offload.planner.auto.stock import cut_finer, take_stock
+from taskgraph_offload.planner.auto.fluid import Flow, cut_finer, round_to_items, take_stock
+from taskgraph_offload.planner.strategies.auto import search
 
 import taskgraph_offload as tgo
 

@@ -2,7 +2,7 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
-from taskgraph_offload.planner.strategy import Schedule, arena_bytes, lives, place
+from taskgraph_offload.planner.strategies import Schedule, arena_bytes, lives, place
 
 import taskgraph_offload as tgo
 from taskgraph_offload.nouns.graph import parse_tasks

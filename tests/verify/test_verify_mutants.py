@@ -16,8 +16,7 @@ import taskgraph_offload as tgo
 from taskgraph_offload.nouns.graph import Task, TaskGraph
 from taskgraph_offload.nouns.trace import Trace
 from taskgraph_offload.plan.plan import Plan
-from taskgraph_offload.plan.verify import verify
-from taskgraph_offload.plan.verify.program import Program
+from taskgraph_offload.plan.verify import Program, verify
 
 from ..adversary import UNIT, found_by_the_adversary
 from .test_verify import COUNTER, ROTATION, edited, make_plan
