@@ -3,6 +3,7 @@
 #   make demo       run the example
 #   make test       run the tests that are quick: this is what to run often
 #   make test-all   run every test, the slow ones too
+#   make test-gpu   run the tests of the GPU: on the one that is here, else on a simulated one (needs gcc, g++, binutils)
 #   make check      format, lint, types and the quick tests: run it before a commit
 #   make wheel      build the package, install it in an empty environment and use it there
 #   make format     mend what can be mended automatically
@@ -18,7 +19,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-all check types wheel format clean
+.PHONY: demo test test-slow test-all test-gpu check types wheel format clean
 
 demo: $(INSTALLED)
 	$(BIN)/python $(DEMO)
@@ -31,6 +32,10 @@ test-slow: $(INSTALLED)
 
 test-all: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses=$(WORKERS)
+
+test-gpu: $(INSTALLED)
+	$(BIN)/python -m tests.simulated_gpu -m pytest -p tests.simulated_gpu.plugin --numprocesses=$(WORKERS) \
+		tests/devices/test_cuda.py
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

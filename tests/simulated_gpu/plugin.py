@@ -1,0 +1,35 @@
+"""For pytest on the simulated GPU: `-p tests.simulated_gpu.plugin`. On a real one, it does nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from . import card
+from .compute import computing
+
+
+def pytest_report_header() -> str:
+    """Say which card it is."""
+    if not torch.cuda.is_available():
+        return "no GPU"
+    name = torch.cuda.get_device_name() + (" (simulated)" if card.is_here() else "")
+    return f"GPU: {name}, torch {torch.__version__}"
+
+
+if card.is_here():
+    torch.backends.cudnn.enabled = False  # its stand-in does nothing
+    torch.backends.cuda.enable_flash_sdp(False)  # CPUs do not have these operators
+    torch.backends.cuda.enable_mem_efficient_sdp(False)
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+    @pytest.fixture(autouse=True)
+    def _computed() -> Iterator[None]:
+        """Compute what the test does on the card, and begin with a card that behaves."""
+        card.limit()
+        card.set_rates()
+        card.delays(0, 0)
+        with computing():
+            yield
