@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -60,6 +61,7 @@ def library() -> Any:
         ("counts", None, pointer),
         ("rates", None, *[number] * 7),
         ("limits", None, size, size),
+        ("unlock_all", None),
         ("delays", None, ctypes.c_uint64, number),
         ("empty_queues", None, ctypes.c_int),
         ("label", None, text),
@@ -114,6 +116,11 @@ def limit(memory: int = 8 * GIB, locked: int = 2**63) -> None:
     library().simulated_limits(memory, locked)
 
 
+def unlock_all() -> None:
+    """Unlock all pages that anybody has locked in his own memory."""
+    library().simulated_unlock_all()
+
+
 def fail(function: str, nth: int, code: int = OUT_OF_MEMORY) -> None:
     """Let the nth next use of a function of CUDA's runtime fail. 0: none."""
     library().simulated_failure(function.encode(), nth, code)
@@ -134,9 +141,15 @@ def empty_queues(empty: bool) -> None:
     library().simulated_empty_queues(empty)
 
 
-def label(text: str) -> None:
-    """Say what the calling thread does, for reports of races."""
+_labels = threading.local()
+
+
+def label(text: str) -> str:
+    """Say what the calling thread does, for reports of races; gives what it said before."""
+    before: str = getattr(_labels, "text", "")
+    _labels.text = text
     library().simulated_label(text.encode())
+    return before
 
 
 def watch(on: bool = True) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
+
+from taskgraph_offload.devices import cuda
 
 from . import card
 from .compute import computing
@@ -31,5 +34,26 @@ if card.is_here():
         card.limit()
         card.set_rates()
         card.delays(0, 0)
+        card.watch()
         with computing():
             yield
+        races = card.races()
+        card.watch(False)
+        assert not races, "\n".join(races[:5])
+
+    @pytest.fixture(autouse=True)
+    def _named(monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let reports of races name the tasks of the plan."""
+        copy, reached = cuda.CudaLane.copy, cuda.CudaDevice.reached
+
+        def copy_named(self: Any, target: Any, source: Any, label: object) -> None:
+            before = card.label(str(label))
+            copy(self, target, source, label)
+            card.label(before)
+
+        def reached_named(self: Any, label: object, *args: Any) -> None:
+            card.label(str(label))
+            reached(self, label, *args)
+
+        monkeypatch.setattr(cuda.CudaLane, "copy", copy_named)
+        monkeypatch.setattr(cuda.CudaDevice, "reached", reached_named)

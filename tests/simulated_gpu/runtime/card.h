@@ -45,6 +45,7 @@ int allocate(void** address, size_t bytes);
 int release(void* address);
 int lock(void* address, size_t bytes);
 int unlock(void* address);
+void unlock_registered();  // all that `lock` has locked
 void* allocate_locked(size_t bytes);
 void release_locked(void* address);
 size_t memory_total();

@@ -57,6 +57,7 @@ void simulated_rates(double flops, double memory, double link, double pageable, 
 }
 
 void simulated_limits(size_t memory, size_t lockable) { limit_memory(memory, lockable); }
+void simulated_unlock_all() { unlock_registered(); }
 void simulated_delays(uint64_t seed, double longest) { delay_randomly(seed, longest); }
 void simulated_empty_queues(int empty) { empty_queues = empty; }
 void simulated_label(const char* text) { current_label = text; }
@@ -82,7 +83,7 @@ size_t simulated_races(char* out, size_t room) {  // a line each; returns how mu
 
 // Work of Python's in a stream: `call(which)` runs when the stream gets there.
 void simulated_work(void* stream, void (*call)(long), long which, const char* what, const Access* accesses, size_t number) {
-  stream_of(stream)->give([=] { call(which); }, NONE, 0, {accesses, accesses + number}, what);
+  stream_of(stream)->give([=] { call(which); }, NONE, 0, {accesses, accesses + number}, label() + " " + what);
 }
 
 // Charges what a kernel costs that no stand-in counts.

@@ -2,6 +2,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <set>
 
 #include <cuda_runtime_api.h>
 
@@ -16,6 +17,7 @@ using Ranges = std::map<char*, size_t>;
 std::mutex& tables = *new std::mutex;
 Ranges& on_device = *new Ranges;
 Ranges& on_host = *new Ranges;  // locked
+std::set<char*>& ours = *new std::set<char*>;  // those of them that `allocate_locked` gave
 size_t total = (size_t)8 << 30, used = 0;
 size_t lockable = SIZE_MAX, locked = 0;
 
@@ -86,11 +88,24 @@ void* allocate_locked(size_t bytes) {
   std::lock_guard guard(tables);
   if (locked + bytes > lockable || posix_memalign(&address, PAGE, rounded(bytes, PAGE))) return nullptr;
   keep_locked(address, bytes);
+  ours.insert((char*)address);
   return address;
 }
 
 void release_locked(void* address) {
-  if (unlock(address) == cudaSuccess) free(address);
+  if (unlock(address) != cudaSuccess) return;
+  ours.erase((char*)address);
+  free(address);
+}
+
+void unlock_registered() {
+  std::vector<char*> registered;
+  {
+    std::lock_guard guard(tables);
+    for (auto& [start, size] : on_host)
+      if (!ours.count(start)) registered.push_back(start);
+  }
+  for (auto start : registered) unlock(start);
 }
 
 size_t memory_total() { return total; }
