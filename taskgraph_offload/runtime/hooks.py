@@ -259,9 +259,13 @@ class _Uncompiled:
 
 
 def _forget_compiled_code() -> None:
-    """Let torch compile again: code that it compiled before does not call hooks that were added later."""
-    if "torch._dynamo" in sys.modules:
-        sys.modules["torch._dynamo"].reset()
+    """Let torch compile again: code that it compiled before does not call hooks that were added later.
+
+    Only if torch has compiled something: `reset` imports all of the compiler, which takes seconds.
+    """
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is not None and dynamo.convert_frame.input_codes.seen:
+        dynamo.reset()
 
 
 def _method(module: nn.Module, name: str) -> Callable[..., Any]:

@@ -163,3 +163,21 @@ print((process.memory_info().rss - before) / plan.trace.weight_bytes)
 def test_the_memory_that_weights_leave_goes_back_to_the_system() -> None:
     result = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True)
     assert float(result.stdout) < 0.3
+
+
+NOT_COMPILED = """
+import sys, torch
+import taskgraph_offload as tgo
+model, x = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(4))), torch.ones(1, 8)
+plan = tgo.Planner(model, "50%", inputs=(x,), machine="cpu").plan()  # fake tensors import a part of the compiler
+torch._dynamo.reset = lambda: sys.exit("torch's compiler was reset, and imported for that")
+before = set(sys.modules)
+with tgo.Executor(model, plan, device="cpu"):
+    model(x)
+print([name for name in set(sys.modules) - before if name.startswith(("torch._dynamo", "torch._inductor"))])
+"""
+
+
+def test_torchs_compiler_is_not_imported_for_a_model_that_is_not_compiled() -> None:
+    result = subprocess.run([sys.executable, "-c", NOT_COMPILED], capture_output=True, text=True)
+    assert result.stdout == "[]\n", result.stderr
