@@ -40,7 +40,8 @@ class Executor:
 
     - every operator that works in place, such as `weight.add_(1)`;
     - another Parameter, or other data of a Parameter (`weight.data = ...`). That memory is the weight's home from then
-      on. If you set `.data` while a forward runs, the forward raises as soon as a block is about to read the weight;
+      on; if its pages cannot be locked, a copy is. If you set `.data` while a forward runs, the forward raises as soon
+      as a block is about to read the weight;
     - an edit that torch does not count (`weight.data.add_(1)`, numpy), if it changes one of 64 samples of eight bytes,
       spread evenly over the weight. An edit of all rows always does. After a smaller edit, call `weights_changed()`.
 

@@ -75,6 +75,19 @@ def test_blocks_in_any_order_errors_and_edits() -> None:
             assert_equal(made(), Case(twin, made.inputs)())
 
 
+def test_weights_that_are_given_other_memory_are_copied_from_locked_pages() -> None:
+    made, _ = on_the_gpu(case("chain"))
+    twin = copy.deepcopy(made.model).cuda()
+    with tgo.Executor(made.model, known_plan("chain"), device="cuda"), torch.no_grad():
+        for _ in range(3):
+            given = [torch.rand_like(weight) for weight in made.model.parameters()]
+            for weight, other, memory in zip(made.model.parameters(), twin.parameters(), given, strict=True):
+                weight.data, other.data = memory, memory.cuda()
+            assert_equal(made(), Case(twin, made.inputs)())
+            assert all(weight.is_pinned() for weight in made.model.parameters() if weight.nbytes)
+    assert not any(weight.is_pinned() for weight in made.model.parameters())
+
+
 def test_statistics_that_the_forward_changes() -> None:
     torch.manual_seed(0)
     plain = Case(running.Normed().train(), {"x": torch.randn(4, 8)})
