@@ -20,7 +20,8 @@ class Guard(TorchDispatchMode):
     def __init__(self, run: tgo.Executor, inputs: Any = None) -> None:
         super().__init__()
         assert run._homes is not None
-        places = sorted((*span(home.memory), name) for name, home in run._homes.memories.items())
+        self.homes = {name: home.memory for name, home in run._homes.memories.items()}  # keeps this memory alive
+        places = sorted((*span(memory), name) for name, memory in self.homes.items())
         self.starts, self.stops, self.names = zip(*places, strict=True)
         self.measures = inputs is not None
         self.peak_bytes = 0

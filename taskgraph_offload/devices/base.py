@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 from ..errors import ExecutionError, SettingsError
@@ -55,6 +56,11 @@ class Device(Protocol[E]):
 
     @property
     def lanes(self) -> Mapping[LaneName, Lane[E]]: ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where torch has this device's memory."""
+        ...
 
     @property
     def refuses_home_reads(self) -> bool:

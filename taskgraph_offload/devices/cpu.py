@@ -162,6 +162,7 @@ class CopyLane:
 class HostMemory:
     """The part that is the same in all devices whose memory is host memory."""
 
+    device = torch.device("cpu")
     refuses_home_reads = False
 
     def window(self, memory: Tensor, start: int, nbytes: int) -> Tensor:

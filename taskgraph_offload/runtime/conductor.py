@@ -14,11 +14,11 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, ExitStack
 from threading import get_ident
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..devices.base import Device
 from ..nouns.graph import LANES
@@ -26,7 +26,7 @@ from ..plan.plan import Plan
 from .arena import Arena, Throughout
 from .copies import Copier, Lanes, Slots
 from .homes import Homes, WeightHome
-from .hooks import Inside
+from .hooks import Given, Inside
 from .measured import Log, Ran, remembered
 from .needs import Door, Need, Needs, Side, standing_bundles
 from .spills import Spills
@@ -236,6 +236,18 @@ class Conductor:
             torch.clear_autocast_cache()  # it would keep a cast of every weight that comes
         home_of = self._home_reads.home_of
         return tree_map_only(Tensor, lambda tensor: tensor.clone() if home_of(tensor) is not None else tensor, output)
+
+    def on_the_device(self, given: Given) -> Given:
+        """The inputs of a forward, with copies of tensors that are on another device. Weights stay where they are."""
+        device, home_of = self._device.device, self._home_reads.home_of
+
+        def is_elsewhere(leaf: Any) -> bool:
+            return isinstance(leaf, Tensor) and leaf.device != device and not leaf.is_meta and home_of(leaf) is None
+
+        if not any(map(is_elsewhere, tree_leaves(given))):
+            return given  # with the caller's own lists and dicts
+        moved = tree_map_only(Tensor, lambda tensor: tensor.to(device) if is_elsewhere(tensor) else tensor, given)
+        return cast(Given, moved)
 
     def watching(self) -> AbstractContextManager[Any]:
         """A context that watches every operator of a forward, if spills or reads of homes ask for that."""

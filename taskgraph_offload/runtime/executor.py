@@ -24,8 +24,9 @@ from .copies import Slots, copies_by_slot
 from .edits import Edits
 from .forwards import Forwards
 from .homes import HomeMemory, Homes
-from .hooks import Hooks, Inside, owners
+from .hooks import Hooks, Inside, Reach, owners
 from .measured import Log, Stats
+from .model_device import ModelDevice
 from .needs import Needs
 
 
@@ -40,12 +41,14 @@ class Executor:
 
     - every operator that works in place, such as `weight.add_(1)`;
     - another Parameter, or other data of a Parameter (`weight.data = ...`). That memory is the weight's home from then
-      on. If you set `.data` while a forward runs, the forward raises as soon as a block is about to read the weight;
+      on; if its pages cannot be locked, a copy is. If you set `.data` while a forward runs, the forward raises as soon
+      as a block is about to read the weight;
     - an edit that torch does not count (`weight.data.add_(1)`, numpy), if it changes one of 64 samples of eight bytes,
       spread evenly over the weight. An edit of all rows always does. After a smaller edit, call `weights_changed()`.
 
-    Between its calls, a weight is at home, in host memory. So `module.weight.device` and `model.device` are "cpu" for
-    code outside of the model, also if the forward runs on a GPU. Move inputs to the device yourself.
+    Between its calls, a weight is at home, in host memory: `module.weight.device` is "cpu" for code outside of the
+    model. But `model.device`, if its class has such a property, is the device where the forward runs: pipelines and
+    `generate` ask it. The forward moves its inputs there, and leaves its outputs there.
 
     >>> import taskgraph_offload as tgo
     >>> model, x = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(8))), torch.ones(1, 64)
@@ -82,6 +85,7 @@ class Executor:
         self._device: Device[Any] | None = None
         self._homes: Homes | None = None
         self._hooks: Hooks | None = None
+        self._model_device: ModelDevice | None = None
         self._forwards: Forwards | None = None
         self._conductor: Conductor | None = None
         self._paused = False
@@ -122,6 +126,8 @@ class Executor:
             steps.callback(self._end_conductor)
             if self._hooks is not None:
                 steps.callback(self._hooks.remove)
+            if self._model_device is not None:
+                steps.callback(self._model_device.remove)
 
     def pause(self) -> None:
         """Move everything home and free the device's memory, until `resume`. So several executors can take turns."""
@@ -175,7 +181,7 @@ class Executor:
         self._needs, self._inside = needs, Inside()
         self._edits = Edits(self._homes, needs.changed)
         self._forwards = Forwards(needs.entries, self._edits, self._ready)
-        self._hooks = Hooks(self.model, self, self._forwards.reach)
+        self._hooks = Hooks(self.model, self, Reach(self._forwards.reach, self._forwards.inputs))
         calls = self.plan.trace.calls
         self._hooks.watch(dict.fromkeys(n for call in calls for n in (call.boundary.module, call.block) if n))
         self._hooks.watch((name for name in needs.on_demand if name), self._forwards.returned)
@@ -184,6 +190,7 @@ class Executor:
         for module in needs.entries:
             self._hooks.wrap_entry(module, "forward", self._forwards.run, planned=True)
         self._hooks.wrap_inside({name: () for name in needs.on_demand if name} | needs.blocks_of, self._inside)
+        self._model_device = ModelDevice(self.model, device.device)
 
     @cached_property
     def _slots(self) -> tuple[Slots, Slots, Slots]:

@@ -17,7 +17,7 @@ from ..errors import ExecutionError
 from .backward import saved_from_home
 from .conductor import Conductor
 from .edits import Edits
-from .hooks import Entry
+from .hooks import Entry, Given
 from .needs import Side
 
 
@@ -81,20 +81,25 @@ class Forwards:
             return nullcontext()  # one method of the model calls another one
         return self._scope(_Turn(entry, entry.planned))
 
-    def reach(self, module: nn.Module, name: str, side: Side) -> None:
-        """The model enters or leaves a module."""
+    def reach(self, module: nn.Module, name: str, side: Side) -> bool:
+        """The model enters or leaves a module. Returns whether a forward begins with this."""
         now = self._turns.get("now")
-        if now is None and side == "enter":
+        if begins := now is None and side == "enter":
             now = _Turn(module, name in self._entries, name)
             self._scope(now).__enter__()
         elif now is None or now.thread != threading.get_ident():
             if now is not None and side == "enter":
                 raise self._busy(now)
-            return
+            return False
         assert self._conductor is not None
         self._conductor.reach(name, side)
         if now.module == name and not self._conductor.is_inside(name):
             now.scope.__exit__(None, None, None)
+        return begins
+
+    def inputs(self, given: Given) -> Given:
+        """What the caller gives to the forward that begins, on the device where it runs."""
+        return given if self._conductor is None else self._conductor.on_the_device(given)
 
     def returned(self, output: Any) -> Any:
         """What a module returns that holds weights of which nobody expects a read there. Runs before `reach`."""

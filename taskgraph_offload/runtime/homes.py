@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from ..devices.base import Device
 from ..devices.cpu import bytes_of, copy_bytes, new_pages
+from ..errors import ExecutionError
 from ..nouns.progress import reported
 from ..nouns.weights import check_model, extent_of
 from ..plan.plan import Plan, aligned, inner_offsets
@@ -69,6 +70,19 @@ class Slab:
         if self._is_pinned:
             self._is_pinned = False
             device.unpin(self.memory)
+
+
+class Given(Slab):
+    """Memory that the user gave to a weight. If it is pinned already, that is the user's affair."""
+
+    def __init__(self, memory: numpy.ndarray) -> None:
+        self.memory, self.words = bytes_of(memory, 0, memory.nbytes), memory[: memory.nbytes // 8 * 8].view(numpy.int64)
+        self._is_pinned = False
+
+    def pin(self, device: Device[Any]) -> None:
+        """Make the memory ready for fast copies."""
+        if not self.memory.is_pinned():
+            super().pin(device)
 
 
 @dataclass(eq=False)
@@ -145,8 +159,8 @@ class Homes:
     def adopt(self, home: WeightHome, shown: WeightTensor, tensor: Tensor) -> None:
         """The user gave a weight other memory, `tensor`: make that memory the weight's home.
 
-        The old home stays as it is, because other tensors may show it. If copies cannot read the new memory, the tensor
-        moves to a new slab.
+        The old home stays as it is, because other tensors may show it. If copies cannot read the new memory, or it
+        cannot be pinned, the tensor moves to a new slab.
         """
         with torch.no_grad(), torch.inference_mode(False), _disable_current_modes():
             if tensor is not shown.tensor:
@@ -154,25 +168,36 @@ class Homes:
             self._free_slab(home.name)
             shown.tensor, shown.came_from = tensor, tensor.device
             shown.note_version()
-            if tensor.device.type == "cpu" and tensor.stride() == shown.stride and not _is_lazy(tensor):
-                home.memory = bytes_of(raw_bytes(tensor.detach()).numpy(), 0, home.memory.nbytes)
+            slab: Slab | None = self._pinned_in_place(shown, tensor)
+            if slab is not None:
                 shown.settle(tensor.detach())
             else:
-                home.memory = self._slab_with(home, shown, tensor)
-                shown.settle(shown.view_of(home.memory))
+                slab = self._slab_with(home, shown, tensor)
+                shown.settle(shown.view_of(slab.memory))
                 tensor.data = shown.home
+            self.memories[_moved(home.name)], home.memory = slab, slab.memory
         if not home.planned:
             shown.seat = shown.home
         home.moved = True
         self.moves += 1
 
-    def _slab_with(self, home: WeightHome, shown: WeightTensor, tensor: Tensor) -> Tensor:
+    def _pinned_in_place(self, shown: WeightTensor, tensor: Tensor) -> Given | None:
+        """The tensor's own memory, pinned; or None if copies cannot read it, or it cannot be pinned."""
+        if tensor.device.type != "cpu" or tensor.stride() != shown.stride or _is_lazy(tensor):
+            return None
+        given = Given(raw_bytes(tensor.detach()).numpy())
+        try:
+            given.pin(self._device)
+        except ExecutionError:  # for example, pages of a file, or pages that are pinned already for other memory
+            return None
+        return given
+
+    def _slab_with(self, home: WeightHome, shown: WeightTensor, tensor: Tensor) -> Slab:
         slab = Slab(home.memory.nbytes)
         alike = torch.empty_strided(shown.shape, shown.stride, dtype=shown.dtype)
         fill(slab.memory, alike.copy_(tensor.detach()))
         slab.pin(self._device)
-        self.memories[_moved(home.name)] = slab
-        return slab.memory
+        return slab
 
     def _free_slab(self, name: str) -> None:
         if _moved(name) in self.memories:
@@ -239,7 +264,7 @@ def _unread(name: str) -> str:
 
 
 def _moved(name: str) -> str:
-    """The key of a slab that holds one weight which the user moved."""
+    """The key of the memory of one weight that the user moved."""
     return f"{name}, moved"
 
 

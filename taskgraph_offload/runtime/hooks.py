@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from ..errors import PlanError
 from .needs import Need, Side, can_stand_in
 
+Given = tuple[tuple[Any, ...], dict[str, Any]]  # the positional and the keyword arguments of a call
 Running = Callable[["Entry"], AbstractContextManager[None]]
 
 
@@ -38,10 +39,13 @@ class Inside:
 
 
 class Reach:
-    """The function that hooks call at a boundary, `tell`. Torch's compiler must not compile it."""
+    """The function that hooks call at a boundary, `tell`. Torch's compiler must not compile it.
 
-    def __init__(self, tell: Callable[[nn.Module, str, Side], None]) -> None:
-        self.tell, self.is_marked = tell, False
+    It says whether a forward begins there. Then the hook gives the module the inputs that `inputs` makes of them.
+    """
+
+    def __init__(self, tell: Callable[[nn.Module, str, Side], bool], inputs: Callable[[Given], Given]) -> None:
+        self.tell, self.inputs, self.is_marked = tell, inputs, False
 
     def mark(self) -> None:
         """Exclude `tell` from compiling. Call this once the compiler is imported: importing it here takes seconds."""
@@ -51,8 +55,8 @@ class Reach:
 class Hooks:
     """All hooks and stand-ins on the modules of one model. `owner` is the executor that put them there."""
 
-    def __init__(self, model: nn.Module, owner: object, reach: Callable[[nn.Module, str, Side], None]) -> None:
-        self._model, self._owner, self._reach = model, owner, Reach(reach)
+    def __init__(self, model: nn.Module, owner: object, reach: Reach) -> None:
+        self._model, self._owner, self._reach = model, owner, reach
         self._hooks: list[tuple[nn.Module, RemovableHandle, RemovableHandle]] = []
         self._stand_ins: list[StandIn] = []
 
@@ -65,7 +69,7 @@ class Hooks:
                 continue
             enter = _Hook(module, name, "enter", self._reach, self._owner)
             leave = _Hook(module, name, "exit", self._reach, self._owner, returns)
-            first = module.register_forward_pre_hook(enter, prepend=True)
+            first = module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True)
             self._hooks.append((module, first, module.register_forward_hook(leave, always_call=True)))
             watched.add(module)
         _forget_compiled_code()
@@ -77,7 +81,7 @@ class Hooks:
 
     def wrap_entry(self, module: str, method: str, running: Running, planned: bool) -> None:
         """Let a method run inside `running(entry)`, as a forward. `planned`: the plan was made for this method."""
-        self._stand_ins.append(Entry(self._find(module), method, self._owner, running, planned))
+        self._stand_ins.append(Entry(self._find(module), method, self._owner, running, self._reach, planned))
 
     def wrap_inside(self, blocks_of: dict[str, tuple[str, ...]], inside: Inside) -> None:
         """Report, too, when a module that has no hook runs while none of its blocks does."""
@@ -168,9 +172,11 @@ class StandIn:
 class Entry(StandIn):
     """A method that is a forward."""
 
-    def __init__(self, module: nn.Module, name: str, owner: object, running: Running, planned: bool) -> None:
+    def __init__(
+        self, module: nn.Module, name: str, owner: object, running: Running, reach: Reach, planned: bool
+    ) -> None:
         super().__init__(module, name, owner)
-        self.planned = planned
+        self._reach, self.planned = reach, planned
         self._running, self._uncompiled = running, _Uncompiled(self._run)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -180,6 +186,7 @@ class Entry(StandIn):
         if self.is_removed:  # the user kept a reference to it
             return self._method()(*args, **kwargs)
         with self._running(self):
+            args, kwargs = self._reach.inputs((args, kwargs))
             return self._method()(*args, **kwargs)
 
 
@@ -201,8 +208,10 @@ class Inner(StandIn):
         inside = self._inside
         if is_compiling() or (inside.block in self._blocks and inside.thread == get_ident()) or self.is_removed:
             return forward(*args, **kwargs)
-        self._reach.tell(self._module, self._path, "enter")
+        begins = self._reach.tell(self._module, self._path, "enter")
         try:
+            if begins:
+                args, kwargs = self._reach.inputs((args, kwargs))
             return forward(*args, **kwargs)
         finally:
             self._reach.tell(self._module, self._path, "exit")
@@ -229,8 +238,8 @@ class _Hook:
         if module is not self._module:
             return None
         output = None if self._returns is None else self._returns(given[-1])
-        self._reach.tell(module, self._name, self._side)
-        return output
+        begins = self._reach.tell(module, self._name, self._side)
+        return self._reach.inputs(cast(Given, given)) if begins else output
 
     def __reduce__(self) -> Any:
         return _Silence, ()
@@ -259,9 +268,13 @@ class _Uncompiled:
 
 
 def _forget_compiled_code() -> None:
-    """Let torch compile again: code that it compiled before does not call hooks that were added later."""
-    if "torch._dynamo" in sys.modules:
-        sys.modules["torch._dynamo"].reset()
+    """Let torch compile again: code that it compiled before does not call hooks that were added later.
+
+    Only if torch has compiled something: `reset` imports all of the compiler, which takes seconds.
+    """
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is not None and dynamo.convert_frame.input_codes.seen:
+        dynamo.reset()
 
 
 def _method(module: nn.Module, name: str) -> Callable[..., Any]:

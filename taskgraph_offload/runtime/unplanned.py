@@ -247,8 +247,7 @@ class HomeReads(TorchDispatchMode):
         """Watch all operators."""
         before = self._serves, self._is_on
         self._serves, self._is_on = serves or self._serves, True
-        if self._homes.moves != self._moves:
-            self._list_homes()
+        self._list_homes()
         try:
             with nullcontext() if before[1] else self:
                 yield
@@ -317,6 +316,7 @@ class HomeReads(TorchDispatchMode):
         """The weight whose home a tensor shows, if it shows one."""
         if not tensor.is_cpu or tensor.layout is not torch.strided or not tensor.numel():
             return None
+        self._list_homes()
         address = tensor.data_ptr()
         place = bisect_right(self._starts, address) - 1
         if place < 0 or address >= self._starts[place] + self._sorted[place].memory.nbytes:
@@ -324,7 +324,9 @@ class HomeReads(TorchDispatchMode):
         return self._sorted[place]
 
     def _list_homes(self) -> None:
-        """All homes by address, without those of single numbers."""
+        """List all homes by address, without those of single numbers, if that has changed."""
+        if self._homes.moves == self._moves:
+            return
         homes = [home for home in self._homes.weights.values() if home.memory.nbytes and not home.is_number]
         self._sorted = sorted(homes, key=lambda home: home.memory.data_ptr())
         self._starts = [home.memory.data_ptr() for home in self._sorted]

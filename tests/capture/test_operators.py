@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from taskgraph_offload.planner.capture.recorder import effect_of
+from taskgraph_offload.planner.capture.recorder import FLOP_FORMULAS, effect_of
 from torch import Tensor
 
 aten = torch.ops.aten
 A, B = torch.zeros(2, 3), torch.zeros(3, 4)
+QUERIES, KEYS = torch.zeros(2, 4, 5, 8), torch.zeros(2, 2, 3, 8)  # four heads, and two
 TABLE, ROWS = torch.zeros(1000, 3), torch.zeros(2, dtype=torch.long)
 
 
@@ -56,3 +57,18 @@ def test_a_batch_norm_changes_its_statistics_only_in_training(training: bool, wr
     effect = effect_of(aten.native_batch_norm.default, args, {}, aten.native_batch_norm.default(*args))
     assert len(effect.writes) == written
     assert len(effect.reads) == 5
+
+
+def test_attention_counts_every_head_of_queries() -> None:
+    """Also where there are fewer heads of keys and values."""
+    attention, out = aten._scaled_dot_product_flash_attention.default, torch.zeros_like(QUERIES)
+    assert effect_of(attention, (QUERIES, KEYS, KEYS), {}, out).flops == 4 * 2 * 4 * 5 * 3 * 8
+
+
+def test_an_operator_whose_formula_fails_only_moves_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> int:
+        raise AssertionError("shapes are incompatible")
+
+    monkeypatch.setitem(FLOP_FORMULAS, aten.mm, fails)
+    effect = effect_of(aten.mm.default, (A, B), {}, aten.mm.default(A, B))
+    assert (effect.flops, effect.moved_bytes) == (0, 4 * (6 + 12 + 8))

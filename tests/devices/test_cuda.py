@@ -85,6 +85,19 @@ def test_blocks_in_any_order_errors_and_edits() -> None:
             assert_equal(made(), Case(twin, made.inputs)())
 
 
+def test_weights_that_are_given_other_memory_are_copied_from_locked_pages() -> None:
+    made, _ = on_the_gpu(case("chain"))
+    twin = copy.deepcopy(made.model).cuda()
+    with tgo.Executor(made.model, known_plan("chain"), device="cuda"), torch.no_grad():
+        for _ in range(3):
+            given = [torch.rand_like(weight) for weight in made.model.parameters()]
+            for weight, other, memory in zip(made.model.parameters(), twin.parameters(), given, strict=True):
+                weight.data, other.data = memory, memory.cuda()
+            assert_equal(made(), Case(twin, made.inputs)())
+            assert all(weight.is_pinned() for weight in made.model.parameters() if weight.nbytes)
+    assert not any(weight.is_pinned() for weight in made.model.parameters())
+
+
 def test_statistics_that_the_forward_changes() -> None:
     torch.manual_seed(0)
     plain = Case(running.Normed().train(), {"x": torch.randn(4, 8)})
@@ -132,8 +145,9 @@ GENERATE: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.parametrize("where", ["cpu", "cuda"])
 @pytest.mark.parametrize("name", GENERATE)
-def test_the_same_tokens_are_generated(name: str) -> None:
+def test_the_same_tokens_are_generated(name: str, where: str) -> None:
     plain = case(name)
     plan = plan_of(plain)
     made, _ = on_the_gpu(plain)
@@ -141,7 +155,44 @@ def test_the_same_tokens_are_generated(name: str) -> None:
     wanted = copy.deepcopy(made.model).cuda().generate(first, **GENERATE[name])
     with tgo.Executor(made.model, plan, device="cuda"):
         for _ in range(2):
-            assert torch.equal(made.model.generate(first, **GENERATE[name]), wanted)
+            assert torch.equal(made.model.generate(first.to(where), **GENERATE[name]).cuda(), wanted)
+
+
+def test_a_pipeline_makes_its_latents_where_its_models_run() -> None:
+    """With embeddings on the CPU. The pipeline's other tensors follow `pipe.device`."""
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+
+    unet, vae = case("sdxl"), case("vae decoder")
+    encoders = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
+    scheduler = EulerDiscreteScheduler()
+    embeds = dict(prompt_embeds=torch.rand(1, 77, 12), negative_prompt_embeds=torch.rand(1, 77, 12))
+    embeds |= dict(pooled_prompt_embeds=torch.rand(1, 8), negative_pooled_prompt_embeds=torch.rand(1, 8))
+    seen: list[torch.device] = []
+
+    def images(unet: Any, vae: Any, embeds: dict[str, Tensor]) -> list[Tensor]:
+        def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            seen.append(tensors["latents"].device)
+            assert pipe.device == pipe._execution_device == pipe.unet.device == pipe.vae.device
+            return {}
+
+        pipe = StableDiffusionXLPipeline(vae, unet=unet, scheduler=scheduler, add_watermarker=False, **encoders)
+        pipe.set_progress_bar_config(disable=True)
+        sizes: dict[str, Any] = dict(height=16, width=16, num_inference_steps=3, output_type="pt")
+        random = torch.Generator().manual_seed(0)
+        return [pipe(**embeds, **sizes, generator=random, callback_on_step_end=after_step).images]
+
+    twins = [copy.deepcopy(made.model).cuda() for made in (unet, vae)]
+    wanted = images(*twins, {name: tensor.cuda() for name, tensor in embeds.items()})
+    runs = [
+        tgo.Executor(known[0].model, known_plan(known[1]), device="cuda")
+        for known in ((unet, "sdxl"), (vae, "vae decoder"))
+    ]
+    with runs[0] as first, runs[1] as second:
+        for _ in range(2):
+            assert_equal(images(unet.model, vae.model, embeds), wanted)
+        assert (first.stats.demand_loads, second.stats.demand_loads) == (0, 0)
+    assert {device.type for device in seen} == {"cuda"}
+    assert unet.model.device.type == vae.model.device.type == "cpu"
 
 
 def test_the_caller_may_change_its_stream_between_and_within_forwards() -> None:

@@ -105,15 +105,15 @@ def test_hooks_of_others_that_came_after_planning_are_refused_before_anything_mo
 
 
 class Locking(CpuDevice):
-    """Locks pages, and fails at one of them."""
+    """Locks pages, and fails at some of them."""
 
-    def __init__(self, fails_at: int) -> None:
+    def __init__(self, *fails_at: int) -> None:
         super().__init__()
         self.fails_at, self.locked, self.asked = fails_at, set[int](), 0
 
     def pin(self, home: Tensor) -> None:
         self.asked += 1
-        if self.asked == self.fails_at:
+        if self.asked in self.fails_at:
             raise tgo.ExecutionError("no more pages can be locked")
         if home.nbytes:
             self.locked.add(home.data_ptr())
@@ -131,7 +131,7 @@ def test_page_locks_are_undone_if_a_later_one_fails() -> None:
     plan = spilling(plan_of(made, "sequential"), *spills)
     with torch.no_grad():
         wanted, before = made(), everything_of(made.model)
-        device = Locking(fails_at=0)
+        device = Locking()
         with tgo.Executor(made.model, plan, device=device):
             assert_equal(made(), wanted)
             count = device.asked
@@ -143,6 +143,40 @@ def test_page_locks_are_undone_if_a_later_one_fails() -> None:
             assert not device.locked
             assert everything_of(made.model) == before
         assert_equal(made(), wanted)
+
+
+@pytest.mark.parametrize("strategy", ["layerwise", "resident"])
+def test_memory_that_the_user_gives_to_a_weight_is_locked_as_long_as_it_is_the_home(strategy: str) -> None:
+    made, plain, device = case("chain"), case("chain"), Locking()
+    weights = [one.model.blocks[1].up.weight for one in (made, plain)]
+    with tgo.Executor(made.model, known_plan("chain", strategy), device=device), torch.no_grad():
+        made()
+        before = set(device.locked)
+        for number in (1, 2, 3):
+            given = weights[0].data = torch.full((64, 4), number / 4)
+            weights[1].data = given.clone()
+            assert_equal(made(), plain())
+            assert device.locked - before == {given.data_ptr()}
+    assert not device.locked
+    assert weights[0].data_ptr() == given.data_ptr()
+
+
+def test_a_copy_is_locked_where_the_memory_that_the_user_gives_cannot_be() -> None:
+    made, plain = case("chain"), case("chain")
+    weights = [one.model.blocks[1].up.weight for one in (made, plain)]
+    with torch.no_grad(), tgo.Executor(made.model, known_plan("chain"), device=(device := Locking())):
+        count, before = device.asked, set(device.locked)
+        device.fails_at = (count + 1, count + 3, count + 4)
+        given = weights[0].data = torch.full((64, 4), 0.25)
+        weights[1].data = given
+        assert_equal(made(), plain())
+        assert device.locked - before == {weights[0].data_ptr()} != {given.data_ptr()}
+        weights[0].data = weights[1].data = torch.full((64, 4), 0.5)
+        with pytest.raises(tgo.ExecutionError, match="no more pages can be locked"):
+            made()
+        assert_equal(made(), plain())
+    assert not device.locked
+    assert_equal(made(), plain())
 
 
 GROWTH = """
@@ -163,3 +197,21 @@ print((process.memory_info().rss - before) / plan.trace.weight_bytes)
 def test_the_memory_that_weights_leave_goes_back_to_the_system() -> None:
     result = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True)
     assert float(result.stdout) < 0.3
+
+
+NOT_COMPILED = """
+import sys, torch
+import taskgraph_offload as tgo
+model, x = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(4))), torch.ones(1, 8)
+plan = tgo.Planner(model, "50%", inputs=(x,), machine="cpu").plan()  # fake tensors import a part of the compiler
+torch._dynamo.reset = lambda: sys.exit("torch's compiler was reset, and imported for that")
+before = set(sys.modules)
+with tgo.Executor(model, plan, device="cpu"):
+    model(x)
+print([name for name in set(sys.modules) - before if name.startswith(("torch._dynamo", "torch._inductor"))])
+"""
+
+
+def test_torchs_compiler_is_not_imported_for_a_model_that_is_not_compiled() -> None:
+    result = subprocess.run([sys.executable, "-c", NOT_COMPILED], capture_output=True, text=True)
+    assert result.stdout == "[]\n", result.stderr
