@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._mode_utils import no_dispatch
 
 from ..errors import ExecutionError, SettingsError
 from ..nouns.graph import Lane as LaneName
@@ -40,20 +40,50 @@ class CudaEvent:
         self.moment.synchronize()
 
 
+StreamName = tuple[int, int, int]  # what names a stream to torch: its number, its device's number, the kind of device
+
+
+def _current_by_public_names(index: int) -> StreamName:
+    stream = torch.cuda.current_stream(index)
+    return stream.stream_id, stream.device_index, stream.device_type
+
+
+def _set_by_public_names(stream_id: int, device_index: int, device_type: int) -> None:
+    torch.cuda.set_stream(torch.cuda.Stream(stream_id=stream_id, device_index=device_index, device_type=device_type))
+
+
+# A copy switches streams, and every call asks for the caller's. Torch's own functions take a tenth of the public ones'
+# time, which make an object for each answer.
+_current_stream = getattr(torch._C, "_cuda_getCurrentStream", _current_by_public_names)
+_set_stream = getattr(torch._C, "_cuda_setStream", _set_by_public_names)
+
+
 class CudaLane:
     """One stream."""
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
+        self._switch_to(stream)
+
+    def _switch_to(self, stream: torch.cuda.Stream) -> None:
         self.stream = stream
+        self._name: StreamName = stream.stream_id, stream.device_index, stream.device_type
 
     def copy(self, target: Tensor, source: Tensor, label: object) -> None:
         """Copy in this stream. Dispatch modes do not see it."""
-        with _disable_current_modes(), torch.cuda.stream(self.stream):
-            target.copy_(source, non_blocking=True)
+        index, current_device = self._name[1], torch.cuda.current_device()
+        callers = _current_stream(index)
+        try:
+            _set_stream(*self._name)  # makes its device the current one, too
+            with no_dispatch():
+                target.copy_(source, non_blocking=True)
+        finally:
+            _set_stream(*callers)
+            if current_device != index:
+                torch.cuda.set_device(current_device)
 
     def wait(self, event: CudaEvent) -> None:
         """Let the stream wait for the event. The host does not wait."""
-        self.stream.wait_event(event.moment)
+        event.moment.wait(self.stream)
 
     def record(self, event: CudaEvent) -> None:
         """Let the event happen after all earlier work of the stream."""
@@ -65,25 +95,24 @@ class CallersLane(CudaLane):
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(torch.cuda.current_stream(device))
-        self._device, self._handover = device, CudaEvent(self.stream)
+        self._device, self._index, self._handover = device, device.index, CudaEvent(self.stream)
 
     def follow(self) -> None:
         """Go on in the caller's current stream, after the work in the stream before."""
-        stream = torch.cuda.current_stream(self._device)
-        if stream != self.stream:
+        if _current_stream(self._index) != self._name:
             super().record(self._handover)
-            self.stream = stream
+            self._switch_to(torch.cuda.current_stream(self._device))
             super().wait(self._handover)
 
     def wait(self, event: CudaEvent) -> None:
         """Let the caller's stream wait for the event."""
         self.follow()
-        super().wait(event)
+        event.moment.wait(self.stream)
 
     def record(self, event: CudaEvent) -> None:
         """Let the event happen after all earlier work in all streams of the caller."""
         self.follow()
-        super().record(event)
+        event.moment.record(self.stream)
 
 
 @dataclass(frozen=True, slots=True)

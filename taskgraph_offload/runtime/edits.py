@@ -6,7 +6,7 @@ words of every weight. If the user gave a weight other memory, that memory becom
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,9 @@ from .homes import Homes, WeightHome
 from .tensors import WeightTensor, count_of_edits
 
 WORDS = 64  # samples of eight bytes in each weight: one in each row of 64 rows, or one every 64 bytes of 4 KiB
+TOGETHER = 32  # tensors that are looked at together: few enough to be in the processor's cache for the second look
 Array = numpy.ndarray[Any, Any]
+Pair = tuple[WeightHome, WeightTensor]
 Place = tuple[WeightHome, WeightTensor, dict[str, Any], str]  # where the model keeps a tensor of a weight
 
 
@@ -36,6 +38,36 @@ class _Sample:
         """The weights whose words are not what they were."""
         now, then = (numpy.frombuffer(text, self.memory.dtype) for text in (words, self.words))
         return {self.names[place] for place in numpy.flatnonzero(now != then)}
+
+
+class _Group:
+    """Some tensors, and what torch told of them at the last look."""
+
+    def __init__(self, pairs: Sequence[Pair]) -> None:
+        self._pairs, self._tensors = pairs, [shown.tensor for _, shown in pairs]
+        self._looks = _looks([shown.home for _, shown in pairs])
+        self._counted_pairs = [(home, shown) for home, shown in pairs if shown.counted]
+        self._counted = [shown.tensor for _, shown in self._counted_pairs]
+        self._versions = [shown.version for _, shown in self._counted_pairs]
+
+    def edited(self) -> set[str]:
+        """The weights that were edited in place since the last time this was called."""
+        versions = list(map(count_of_edits, self._counted))
+        if versions == self._versions:
+            return set()
+        edited = [
+            pair for pair, now, then in zip(self._counted_pairs, versions, self._versions, strict=True) if now != then
+        ]
+        self._versions = versions
+        for _, shown in edited:
+            shown.note_version()
+        return {home.name for home, _ in edited}
+
+    def moved(self) -> list[Pair]:
+        """The tensors that do not show their homes any more."""
+        if _looks(self._tensors) == self._looks:
+            return []
+        return [(home, shown) for home, shown in self._pairs if not shown.is_home]
 
 
 class Edits:
@@ -55,14 +87,17 @@ class Edits:
             for bundle, words in ((bundle, memory.words) for bundle, memory in homes.memories.items())
         }
         self._changed: set[str] = set()  # what the next forward will be told
-        self._versions: list[int] = []
         self._list_tensors()
-        self._edited()  # only edits after this moment count
+        self._edited_unseen()  # only edits after this moment count
 
     def changes(self) -> set[str]:
         """The weights that changed since the last forward. New memory of a weight becomes its home."""
-        self._take_over()
-        self._changed |= self._edited()
+        moved: list[Pair] = []
+        for group in self._groups:
+            self._changed |= group.edited()
+            moved += group.moved()
+        self._take_over(moved)
+        self._changed |= self._edited_unseen()
         changed, self._changed = self._changed, set()
         return changed
 
@@ -72,36 +107,25 @@ class Edits:
             if not any(shown.shows(shown.seat) and not shown.is_home for shown in home.tensors):
                 self._changed.add(home.name)
 
-    def _edited(self) -> set[str]:
-        """The weights whose bytes changed since the last time this was called."""
+    def _edited_unseen(self) -> set[str]:
+        """The weights whose samples changed since the last time this was called."""
         found: set[str] = set()
-        versions = list(map(count_of_edits, self._counted))
-        if versions != self._versions:
-            for (home, shown), now, then in zip(self._counted_pairs, versions, self._versions, strict=True):
-                if now != then:
-                    found.add(home.name)
-                    shown.note_version()
-            self._versions = versions
         for sample in self._samples.values():
-            if (words := sample.memory[sample.places].tobytes()) != sample.words:
+            if (words := sample.memory.take(sample.places).tobytes()) != sample.words:
                 found |= sample.differing(words) if sample.words else set()
                 sample.words = words
         return found
 
     def _list_tensors(self) -> None:
-        self._pairs = [(home, shown) for home in self._still for shown in home.tensors]
-        self._tensors = [shown.tensor for _, shown in self._pairs]
-        self._looks = _looks(shown.home for _, shown in self._pairs)
-        self._counted_pairs = [(home, shown) for home, shown in self._pairs if shown.counted]
-        self._counted = [shown.tensor for _, shown in self._counted_pairs]
-        self._versions = [shown.version for _, shown in self._counted_pairs]
+        pairs = [(home, shown) for home in self._still for shown in home.tensors]
+        self._groups = [_Group(pairs[first : first + TOGETHER]) for first in range(0, len(pairs), TOGETHER)]
         everyone = [(home, shown) for home in self._homes.weights.values() for shown in home.tensors]
         self._places: list[Place] = [(home, m, owner, key) for home, m in everyone for owner, key in m.owners]
         self._identities = [id(shown.tensor) for _, shown, _, _ in self._places]
         self._lookups = [(owner.get, key) for _, _, owner, key in self._places]
 
-    def _take_over(self) -> None:
-        """Find tensors that were replaced, or that were given other memory, and make that memory the home."""
+    def _take_over(self, given_other_memory: list[Pair]) -> None:
+        """Find tensors that were replaced. Make their memory, and other memory that was given, the home."""
         moves, problems = self._homes.moves, list[ExecutionError]()
         replaced, moved = (
             dict[WeightTensor, tuple[WeightHome, Tensor]](),
@@ -110,8 +134,7 @@ class Edits:
         if [id(get(key)) for get, key in self._lookups] != self._identities:
             replaced = _replaced(self._places)
             moved = [(home, shown, tensor) for shown, (home, tensor) in replaced.items()]
-        if _looks(self._tensors) != self._looks:
-            moved += [(home, m, m.tensor) for home, m in self._pairs if m not in replaced and not m.is_home]
+        moved += [(home, shown, shown.tensor) for home, shown in given_other_memory if shown not in replaced]
         for home, shown in self._changing:
             if shown not in replaced and not shown.is_home and not shown.shows(shown.seat):
                 moved.append((home, shown, shown.tensor))
@@ -130,9 +153,8 @@ class Edits:
             raise problems[0]
 
 
-def _looks(tensors: Iterable[Tensor]) -> list[object]:
+def _looks(tensors: list[Tensor]) -> list[object]:
     """Address, size and strides: what changes if a tensor is given other data. Lists are quick to make and compare."""
-    tensors = list(tensors)
     return [list(map(Tensor.data_ptr, tensors)), list(map(Tensor.numel, tensors)), list(map(Tensor.stride, tensors))]
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import taskgraph_offload as tgo
+from taskgraph_offload.devices import cuda
 
 from .. import running
 from ..running import STRATEGIES, Case, assert_equal, case, known_plan, plan_of, spilling
@@ -213,6 +214,36 @@ def test_the_caller_may_change_its_stream_between_and_within_forwards() -> None:
                 handle.remove()
                 torch.cuda.current_stream().synchronize()
             assert_equal(outputs, wanted, f"forward {number}")
+
+
+def test_a_copy_leaves_the_callers_streams_and_device_as_they_are() -> None:
+    for index in range(torch.cuda.device_count()):
+        device = cuda.CudaDevice(index)
+        source, stream = torch.arange(1 << 10).to(torch.uint8), torch.cuda.Stream(device.device)
+        with torch.cuda.stream(stream), torch.cuda.device(0):
+            target = device.allocate(source.nbytes)
+            device.lanes["compute"].record(allocated := device.event())
+            device.lanes["h2d"].wait(allocated)
+            device.lanes["h2d"].copy(target, source, "h2d")
+            assert torch.cuda.current_device() == 0
+            assert torch.cuda.current_stream(index) == stream
+            with pytest.raises(RuntimeError):
+                device.lanes["h2d"].copy(target, source[1:], "h2d")
+            assert torch.cuda.current_device() == 0
+            assert torch.cuda.current_stream(index) == stream
+        device.synchronize()
+        assert torch.equal(target.cpu(), source)
+
+
+def test_torchs_own_functions_and_the_public_ones_mean_the_same_streams() -> None:
+    for stream in (torch.cuda.default_stream(), torch.cuda.Stream(), torch.cuda.Stream(priority=-1)):
+        with torch.cuda.stream(stream):
+            name = cuda._current_stream(0)
+            assert name == cuda._current_by_public_names(0)
+        for set_stream in (cuda._set_stream, cuda._set_by_public_names):
+            with torch.cuda.stream(torch.cuda.Stream()):
+                set_stream(*name)
+                assert torch.cuda.current_stream() == stream
 
 
 def test_a_capture_is_refused_and_the_peak_is_the_users() -> None:
