@@ -163,6 +163,7 @@ class HostMemory:
     """The part that is the same in all devices whose memory is host memory."""
 
     refuses_home_reads = False
+    library_bytes = 0
 
     def window(self, memory: Tensor, start: int, nbytes: int) -> Tensor:
         """Bytes of such memory as a tensor with its own storage."""
