@@ -111,15 +111,18 @@ class Planner:
     @cached_property
     def trace(self) -> Trace:
         """What the model's forward needs; captured when first asked for."""
-        return capture(self._model, self._inputs, entry=self._entry, blocks=self._blocks)
+        return capture(self._model, self._inputs, entry=self._entry, blocks=self._blocks, on_cpu=self._runs_on_cpu)
+
+    @property
+    def _runs_on_cpu(self) -> bool:
+        return self.machine.name.startswith("cpu")
 
     @property
     def margin_bytes(self) -> int:
         """The bytes that the plan leaves free for the device itself: for its allocator, and for CUDA's libraries."""
         if self._margin is not None:
             return self._margin.total_bytes(self.trace.weight_bytes, 0)
-        on_a_gpu = self.trace.source != "units" and not self.machine.name.startswith("cpu")
-        if not on_a_gpu:
+        if self._runs_on_cpu or self.trace.source == "units":
             return 0
         return int(self.trace.activation_bytes * ALLOCATOR_SHARE) + int(self.machine.library_bytes)
 
