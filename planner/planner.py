@@ -37,7 +37,8 @@ class Planner:
 
     `budget_gb` is GiB, or a text: "12GiB", "800MiB", "123456B", "30%" (of the weights; activations come on top).
     `inputs` is a tuple, a dict, `(args, kwargs)`, or a callable that returns one of them. `options` are those of the
-    strategy, and `margin` (written like a budget, or 0) for what the device needs besides.
+    strategy, and `margin` (written like a budget, or 0) for what the device needs besides. On a GPU it is 5% of the
+    activations, for the allocator, and the machine's `library_bytes`; nothing on the CPU.
 
     >>> import torch
     >>> model = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(8)))
@@ -110,15 +111,20 @@ class Planner:
     @cached_property
     def trace(self) -> Trace:
         """What the model's forward needs; captured when first asked for."""
-        return capture(self._model, self._inputs, entry=self._entry, blocks=self._blocks)
+        return capture(self._model, self._inputs, entry=self._entry, blocks=self._blocks, on_cpu=self._runs_on_cpu)
+
+    @property
+    def _runs_on_cpu(self) -> bool:
+        return self.machine.name.startswith("cpu")
 
     @property
     def margin_bytes(self) -> int:
-        """The bytes that the plan leaves free for the device itself."""
+        """The bytes that the plan leaves free for the device itself: for its allocator, and for CUDA's libraries."""
         if self._margin is not None:
             return self._margin.total_bytes(self.trace.weight_bytes, 0)
-        on_a_gpu = self.trace.source != "units" and not self.machine.name.startswith("cpu")
-        return int(self.trace.activation_bytes * ALLOCATOR_SHARE) if on_a_gpu else 0
+        if self._runs_on_cpu or self.trace.source == "units":
+            return 0
+        return int(self.trace.activation_bytes * ALLOCATOR_SHARE) + int(self.machine.library_bytes)
 
     @property
     def budget_bytes(self) -> int:

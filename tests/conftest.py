@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Generator
+
 import hypothesis
 import pytest
 
@@ -12,6 +15,33 @@ hypothesis.settings.register_profile(
     "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("any machine")
+
+
+# The libraries of the extra `models` that are not installed.
+MISSING = [name for name in ("diffusers", "transformers") if importlib.util.find_spec(name) is None]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Generator[None]:
+    """Skip a test whose fixtures import a library that is not installed."""
+    yield from skipping_without_models()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None]:
+    """Skip a test that imports a library that is not installed."""
+    yield from skipping_without_models()
+
+
+def skipping_without_models() -> Generator[None]:
+    """Turn the error of importing a missing library into a skip."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        library = (error.name or "").partition(".")[0]
+        if library not in MISSING:
+            raise
+        pytest.skip(f"{library} is not installed: pip install 'taskgraph-offload[models]'")
 
 
 @pytest.fixture(autouse=True)

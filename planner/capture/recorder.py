@@ -8,6 +8,7 @@ Knows weights by name and modules by name. Decides nothing: `blocks` makes calls
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
+from torch.nn.functional import scaled_dot_product_attention
 from torch.nn.modules import module as module_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -56,6 +58,7 @@ OVERWRITES = {
     *("copy_", "fill_", "zero_", "set_", "resize_", "uniform_", "normal_", "random_", "bernoulli_", "exponential_"),
     *("log_normal_", "cauchy_", "geometric_"),
 }
+FUSED_ATTENTION = {packet for packet in FLOP_FORMULAS if "scaled_dot_product" in str(packet)}
 RUNNING_STATISTICS = {"running_mean", "running_var"}  # some batch norms change these, and their schema does not say so
 
 
@@ -84,10 +87,14 @@ class Record:
 
 @dataclass
 class Lifetime:
-    """The lifetime of a storage that is no weight, in indices of records. `end` is None if it outlives the forward."""
+    """The lifetime of a storage that is no weight, in indices of records. `end` is None if it outlives the forward.
+
+    `repeats` says how often it holds the same bytes, if it is a copy of an expanded tensor.
+    """
 
     nbytes: int
     producer: int
+    repeats: int = 1
     uses: list[int] = field(default_factory=list)
     end: int | None = None
 
@@ -96,7 +103,8 @@ class Recorder(TorchDispatchMode):
     """Sees every operator of what runs inside it.
 
     `weights_of` names the weights whose bytes a tensor shows. `replace` may replace the arguments of an operator before
-    it runs. `before_write` gets each tensor that is about to change, unless the forward made it itself.
+    it runs. `before_write` gets each tensor that is about to change, unless the forward made it itself. With `on_cpu`,
+    attention has room to run as the CPU may run it outside of a trace.
     """
 
     supports_higher_order_operators = True
@@ -106,9 +114,10 @@ class Recorder(TorchDispatchMode):
         weights_of: Callable[[Tensor], Sequence[str]],
         replace: Callable[[Any, Any, Any], tuple[Any, Any]] | None = None,
         before_write: Callable[[Tensor], None] | None = None,
+        on_cpu: bool = False,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.weights_of, self.replace, self.before_write = weights_of, replace, before_write
+        self.weights_of, self.replace, self.before_write, self.on_cpu = weights_of, replace, before_write, on_cpu
         self.records = [Record(ROOT)]
         self.lifetimes: list[Lifetime] = []
         self._live: dict[int, tuple[Lifetime, Any]] = {}  # by storage, with the weak reference that ends the lifetime
@@ -152,9 +161,27 @@ class Recorder(TorchDispatchMode):
             args, kwargs = self.replace(func, args, kwargs)
         if self.before_write is not None:
             self._announce_writes(func, args, kwargs)
+        if self.on_cpu and getattr(func, "_overloadpacket", None) in FUSED_ATTENTION:
+            self._make_room_for_grouped_keys(*args[:3])
         out = func(*args, **kwargs)
         self._note(func, args, kwargs, out)
         return out
+
+    def _make_room_for_grouped_keys(self, query: Tensor, key: Tensor, value: Tensor) -> None:
+        """Count the memory of an attention that gets each key once, for a group of query heads, and no mask.
+
+        Models of transformers repeat keys and make a mask when they are traced, but not when they run. Older versions
+        of torch (2.8, but not 2.11) have no fused attention for grouped keys on the CPU, and compute all scores.
+        """
+        lifetime, _ = self._live.get(storage_key(key), (None, None))
+        repeats = lifetime.repeats if lifetime else 1
+        if repeats == 1 or key.shape[1] % repeats or torch.__version__ < "2.5":  # which has no grouped keys
+            return
+        record = self.records[-1]
+        costs = record.flops, record.flop_bytes, record.other_bytes
+        with self:
+            scaled_dot_product_attention(query, key[:, ::repeats], value[:, ::repeats], is_causal=True, enable_gqa=True)
+        record.flops, record.flop_bytes, record.other_bytes = costs
 
     def _announce_writes(self, func: Any, args: Any, kwargs: Any) -> None:
         for tensor in touches_of(func, args, kwargs).writes:
@@ -173,7 +200,9 @@ class Recorder(TorchDispatchMode):
         given = set() if func is aten.lift_fresh.default else set(map(storage_key, tensors_in((args, kwargs))))
         for tensor in tensors_in(out):
             if not self.weights_of(tensor):  # a view of what nobody made in the forward was there before it
-                self._lifetime_of(tensor, INPUT if storage_key(tensor) in given else len(self.records) - 1)
+                lifetime = self._lifetime_of(tensor, INPUT if storage_key(tensor) in given else len(self.records) - 1)
+                if func is aten.clone.default and lifetime is not None:
+                    lifetime.repeats = _repeats(args[0])
         record.flops += effect.flops
         if effect.flops:
             record.flop_bytes += effect.moved_bytes
@@ -351,6 +380,11 @@ def storage_key(tensor: Tensor) -> int:
 def tensors_in(tree: Any) -> list[Tensor]:
     """All tensors in nested tuples, lists and dicts."""
     return list(filter(torch.is_tensor, tree_leaves(tree)))
+
+
+def _repeats(tensor: Tensor) -> int:
+    """How often an expanded tensor shows the same bytes."""
+    return math.prod(size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride == 0)
 
 
 def _sum_bytes(tensors: Sequence[Tensor]) -> int:

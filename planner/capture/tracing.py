@@ -48,14 +48,19 @@ class Recording:
 
 
 def capture(
-    model: nn.Module, inputs: Any = None, *, entry: str = "forward", blocks: Sequence[str] | None = None
+    model: nn.Module,
+    inputs: Any = None,
+    *,
+    entry: str = "forward",
+    blocks: Sequence[str] | None = None,
+    on_cpu: bool = False,
 ) -> Trace:
     """Trace one forward of a model.
 
     `inputs` is a tuple (positional), a dict (keywords), `(args, kwargs)` (a tuple or list and a dict), a tensor, or a
     function that returns one of these. Without it, the model's own `dummy_inputs` are tried, then a symbolic trace.
     `entry` names the method to trace. `blocks` is a list of name patterns of the modules that are blocks; see
-    `choose_blocks` for the default.
+    `choose_blocks` for the default. `on_cpu` says that the forward will run on the CPU.
 
     >>> trace = capture(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)), torch.zeros(1, 8))
     >>> [(call.name, call.reads) for call in trace.calls]
@@ -65,7 +70,7 @@ def capture(
     if blocks is not None:
         _check_patterns(blocks)
     where = WeightMap(model)
-    recording = _recording(model, where, inputs, entry, blocks)
+    recording = _recording(model, where, inputs, entry, blocks, on_cpu)
     folded = fold(recording.records, recording.blocks)
     return Trace(
         weights=where.weights,
@@ -78,7 +83,9 @@ def capture(
     )
 
 
-def _recording(model: nn.Module, where: WeightMap, given: Any, entry: str, patterns: Sequence[str] | None) -> Recording:
+def _recording(
+    model: nn.Module, where: WeightMap, given: Any, entry: str, patterns: Sequence[str] | None, on_cpu: bool
+) -> Recording:
     """Record a run on the caller's inputs, or on the model's own example if that works, or else a symbolic one."""
 
     def blocks_of(usage: Usage) -> list[str]:
@@ -88,7 +95,7 @@ def _recording(model: nn.Module, where: WeightMap, given: Any, entry: str, patte
         inputs = example_of(model, entry) if given is None else read_inputs(given)
         if inputs is not None:
             with nullcontext() if given is not None else suppress(TraceError):
-                recorder, source = _run(model, where, inputs, entry)
+                recorder, source = _run(model, where, inputs, entry, on_cpu)
                 _check_use(model, entry, recorder.records)
                 blocks = blocks_of(Usage.of(recorder.records))
                 if source == "real":
@@ -108,10 +115,12 @@ def _check_use(model: nn.Module, entry: str, records: Sequence[Record]) -> None:
         )
 
 
-def _run(model: nn.Module, where: WeightMap, inputs: Inputs, entry: str) -> tuple[Recorder, Literal["fake", "real"]]:
+def _run(
+    model: nn.Module, where: WeightMap, inputs: Inputs, entry: str, on_cpu: bool
+) -> tuple[Recorder, Literal["fake", "real"]]:
     """Run on fakes, or for real if the fakes are the reason why that fails and the weights are there."""
     try:
-        return _run_on_fakes(model, where, inputs, entry), "fake"
+        return _run_on_fakes(model, where, inputs, entry, on_cpu), "fake"
     except OffloadError:
         raise
     except Exception as error:
@@ -125,9 +134,9 @@ def _run(model: nn.Module, where: WeightMap, inputs: Inputs, entry: str) -> tupl
         raise failure(model, where, entry, inputs, error) from error
 
 
-def _run_on_fakes(model: nn.Module, where: WeightMap, inputs: Inputs, entry: str) -> Recorder:
+def _run_on_fakes(model: nn.Module, where: WeightMap, inputs: Inputs, entry: str, on_cpu: bool) -> Recorder:
     fakes = Fakes(where)
-    recorder = Recorder(fakes.weights_of, replace=fakes.of_arguments)
+    recorder = Recorder(fakes.weights_of, replace=fakes.of_arguments, on_cpu=on_cpu)
     try:
         with collector_paused(), fakes_quiet(), untouched(model), fakes.in_place_of_weights(model):
             _record(model, entry, inputs, partial(fakes.of, device=fakes.device), recorder, fakes.mode)

@@ -67,6 +67,11 @@ class Device(Protocol[E]):
         """Whether an operator that reads a weight at home against the plan is an error. For tests."""
         ...
 
+    @property
+    def library_bytes(self) -> int:
+        """The bytes of fast memory that the device's libraries take when a model runs. Measured once."""
+        ...
+
     def expect(self, machine: Machine, seconds: Mapping[str, float]) -> None:
         """Tell the device the plan's machine and the plan's seconds of each call. For devices that count time."""
         ...
@@ -104,7 +109,10 @@ class Device(Protocol[E]):
         ...
 
     def peak_bytes(self) -> int | None:
-        """The most bytes in use since the device was opened, or None if the device cannot tell."""
+        """The most bytes in use besides those in use before `allocate`, or None if the device cannot tell.
+
+        Includes what the device's libraries hold.
+        """
         ...
 
     def close(self) -> None:

@@ -164,6 +164,7 @@ class HostMemory:
 
     device = torch.device("cpu")
     refuses_home_reads = False
+    library_bytes = 0
 
     def window(self, memory: Tensor, start: int, nbytes: int) -> Tensor:
         """Bytes of such memory as a tensor with its own storage."""

@@ -5,9 +5,12 @@ Events order the streams. The host waits only in `synchronize`.
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -15,11 +18,16 @@ from torch import Tensor
 from torch.utils._mode_utils import no_dispatch
 
 from ..errors import ExecutionError, SettingsError
+from ..nouns.budget import readable
 from ..nouns.graph import Lane as LaneName
-from ..nouns.machine import Machine
+from ..nouns.machine import LIBRARIES_BEFORE_HOPPER, LIBRARIES_FROM_HOPPER_ON, Machine
 from .base import Range, refuse_link
 
 _PORTABLE = 1  # cudaHostRegisterPortable
+_FORKED = (
+    "CUDA was in use before this process was forked, and does not work in forked processes: "
+    "start the process with multiprocessing.get_context('spawn'), or use the GPU only after the fork"
+)
 
 
 class CudaEvent:
@@ -139,7 +147,13 @@ class CudaDevice:
         self._compute = CallersLane(self.device)
         copies = [CudaLane(torch.cuda.Stream(self.device)) for _ in range(2)]
         self.lanes: Mapping[LaneName, CudaLane] = {"compute": self._compute, "h2d": copies[0], "d2h": copies[1]}
-        self._peak_before = torch.cuda.max_memory_allocated(self.device)
+        self._peak_before = _allocated(self.device)["peak"]
+        self._others_bytes: int | None = None  # what was in use before the first memory of this device
+
+    @cached_property
+    def library_bytes(self) -> int:
+        """What CUDA's libraries take for matrix products in one stream."""
+        return library_bytes(self.device)
 
     def expect(self, machine: Machine, seconds: Mapping[str, float]) -> None:
         """Nothing to do: the card runs in real time."""
@@ -150,6 +164,9 @@ class CudaDevice:
 
     def allocate(self, nbytes: int) -> Tensor:
         """Allocate with torch, in the caller's stream. Torch aligns memory to 512 bytes."""
+        if self._others_bytes is None:
+            freed = [_taken_by_products(self.device) for _ in range(2)][1]  # the first one keeps what libraries keep
+            self._others_bytes = _allocated(self.device)["current"] - (self.library_bytes - freed)
         return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
 
     def window(self, memory: Tensor, start: int, nbytes: int) -> Tensor:
@@ -166,13 +183,15 @@ class CudaDevice:
                 self._check(code, "lock", home.nbytes)
 
     def unpin(self, home: Tensor) -> None:
-        """Unlock the pages."""
-        if home.nbytes:
+        """Unlock the pages. Pages are not locked in a forked process."""
+        if home.nbytes and not torch.cuda._is_in_bad_fork():
             with torch.cuda.device(self.device):
                 self._check(torch.cuda.cudart().cudaHostUnregister(home.data_ptr()), "unlock", home.nbytes)
 
     def begin(self) -> None:
-        """Compute in the caller's stream. Refuse a stream that records a CUDA graph."""
+        """Compute in the caller's stream. Refuse a forked process, and a stream that records a CUDA graph."""
+        if torch.cuda._is_in_bad_fork():
+            raise ExecutionError(_FORKED)
         with torch.cuda.device(self.device):
             is_capturing = torch.cuda.is_current_stream_capturing()
         if is_capturing:
@@ -187,16 +206,20 @@ class CudaDevice:
         self._compute.follow()
 
     def synchronize(self) -> None:
-        """Block the host until the device has done all work."""
-        torch.cuda.synchronize(self.device)
+        """Block the host until the device has done all work. A forked process has none."""
+        if not torch.cuda._is_in_bad_fork():
+            torch.cuda.synchronize(self.device)
 
     def peak_bytes(self) -> int | None:
-        """The peak of torch's allocator, if it is higher than before this device was opened; else None.
+        """The peak of torch's allocator, without what others had in use before; None if an earlier peak hides it.
 
-        Torch keeps only one peak. We do not reset it, because it belongs to the user.
+        Torch keeps only one peak for all of the process. We do not reset it, because it belongs to the user. After the
+        user has reset it, nothing earlier hides ours any more.
         """
-        peak = torch.cuda.max_memory_allocated(self.device)
-        return peak if peak > self._peak_before else None
+        peak = _allocated(self.device)["peak"]
+        if peak < self._peak_before:
+            self._peak_before = 0
+        return peak - (self._others_bytes or 0) if peak > self._peak_before else None
 
     def close(self) -> None:
         """Nothing to end: the streams belong to torch."""
@@ -204,8 +227,10 @@ class CudaDevice:
     def _check(self, code: Any, verb: str, nbytes: int) -> None:
         if int(code) != 0:
             self._clear_error()
+            text = torch.cuda.cudart().cudaGetErrorString(code)
             raise ExecutionError(
-                f"CUDA could not {verb} {nbytes} bytes of host memory ({code}); is there enough free host memory?"
+                f"CUDA could not {verb} {readable(nbytes)} of host memory: {text} (error {int(code)}). "
+                "Raise the limit of locked memory (`ulimit -l`, or memlock of the container), or free host memory"
             )
 
     def _clear_error(self) -> None:
@@ -217,15 +242,66 @@ class CudaDevice:
                 torch.zeros(1, device=self.device)  # runs a kernel, after which torch reads and clears the error
 
 
+@cache
+def library_bytes(device: torch.device) -> int:
+    """What CUDA's libraries take of a GPU's memory for matrix products in one stream. Torch keeps it, or most of it.
+
+    Measured once, in the current stream. If this has it already, it is what torch documents.
+    """
+    return max(_taken_by_products(device), _documented_library_bytes(device))
+
+
+def _taken_by_products(device: torch.device) -> int:
+    """The bytes that two small matrix products allocate besides their results."""
+    with torch.no_grad(), torch.autocast("cuda", enabled=False), _disable_current_modes():
+        one, out = (torch.ones(16, 16, device=device) for _ in range(2))
+        before = _allocated(device)["allocated"]  # a total, so that it includes what is freed at once
+        torch.mm(one, one, out=out)  # by cuBLAS
+        torch.addmm(one[0], one, one, out=out)  # by cuBLASLt
+        return _allocated(device)["allocated"] - before
+
+
+def _documented_library_bytes(device: torch.device) -> int:
+    if sizes := re.findall(r":(\d+):(\d+)", os.environ.get("CUBLAS_WORKSPACE_CONFIG", "")):
+        return (sum(int(kib) * int(count) for kib, count in sizes) + 1024) * 1024
+    is_new = torch.cuda.get_device_capability(device) >= (9, 0)
+    return LIBRARIES_FROM_HOPPER_ON if is_new else LIBRARIES_BEFORE_HOPPER
+
+
+def _allocated(device: torch.device) -> dict[str, int]:
+    """Torch's counts of bytes: `current`, `peak`, and the total `allocated`. Its other forms are 20 times slower."""
+    counts: dict[str, int] = torch.cuda.memory_stats_as_nested_dict(device)["allocated_bytes"]["all"]
+    return counts
+
+
 def check(number: str, link_bytes_per_second: float | None) -> None:
-    """Raise if torch sees no such GPU."""
+    """Raise if torch sees no such GPU, or cannot use it in this process."""
     refuse_link("cuda", link_bytes_per_second)
+    refuse_fork()
     if not torch.cuda.is_available():
-        raise SettingsError("device 'cuda' is not available here; device='cpu' runs every plan anywhere")
+        raise SettingsError(f"device 'cuda' is not available here{_why()}; device='cpu' runs every plan anywhere")
     if int(number or 0) >= torch.cuda.device_count():
         raise SettingsError(f"no such device: 'cuda:{number}'; torch sees {torch.cuda.device_count()} of that kind")
 
 
+def refuse_fork() -> None:
+    """Raise in a process that was forked after CUDA was in use."""
+    if torch.cuda._is_in_bad_fork():
+        raise SettingsError(_FORKED)
+
+
+def _why() -> str:
+    """Why CUDA does not start, if it does not."""
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return f": {str(error).splitlines()[0]}"
+    return ""
+
+
 def create(number: str, link_bytes_per_second: float | None) -> CudaDevice:
     """Open a GPU by its number, or the current one."""
+    refuse_fork()
+    if why := _why():
+        raise SettingsError(f"device 'cuda' cannot be used{why}; device='cpu' runs every plan anywhere")
     return CudaDevice(int(number) if number else torch.cuda.current_device())

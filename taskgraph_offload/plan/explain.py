@@ -48,7 +48,7 @@ def facts(plan: Plan) -> list[tuple[str, str]]:
 def _budget(plan: Plan) -> str:
     parts = [f"arena {readable(plan.arena_bytes)}", f"activations {readable(max(plan.activation_bytes))}"]
     if plan.margin_bytes:
-        parts.append(f"margin {readable(plan.margin_bytes)} for the allocator")
+        parts.append(f"margin {readable(plan.margin_bytes)} for the device: its allocator and libraries")
     spare = plan.budget_bytes - plan.peak_bytes - plan.margin_bytes
     return f"{readable(plan.budget_bytes)}: {', '.join(parts)}, unused {readable(spare)}"
 

@@ -181,7 +181,8 @@ def trace_of(given: Any, model: Any) -> Trace:
 
 def _machine_of(given: Any) -> Machine:
     """Read a machine, which refuses rates that make no sense."""
-    rates = _dict_of(given, tuple(Machine.__slots__), "the machine")
+    complete = {"library_bytes": 0, **given} if isinstance(given, dict) else given  # it is left out where it is zero
+    rates = _dict_of(complete, tuple(Machine.__slots__), "the machine")
     return Machine.from_dict({key: value if key == "name" else _seconds(value, key) for key, value in rates.items()})
 
 

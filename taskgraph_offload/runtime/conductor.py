@@ -191,8 +191,9 @@ class Conductor:
         if self.planned:
             self._log.end()
             self._forwards += 1
-        used = self._device.peak_bytes()  # None if the device cannot tell: then the arena and the traced activations
+        used = self._device.peak_bytes()  # None if the device cannot tell: then what is known of it
         traced = self._arena.memory.nbytes + self._on_demand.peak_bytes + self._peak_of_activations
+        traced += self._device.library_bytes
         self._stats.peak_bytes = max(self._stats.peak_bytes, traced if used is None else used)
 
     # What `Detours` calls.

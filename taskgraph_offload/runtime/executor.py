@@ -7,6 +7,7 @@ from contextlib import ExitStack, suppress
 from functools import cached_property
 from types import TracebackType
 from typing import Any
+from warnings import warn
 from weakref import finalize
 
 import torch
@@ -16,6 +17,7 @@ from ..devices import check_device, open_device
 from ..devices.base import Device
 from ..errors import ExecutionError, SettingsError
 from ..foreign import refuse_foreign_hooks
+from ..nouns.budget import readable
 from ..nouns.timeline import Timeline
 from ..nouns.weights import check_model
 from ..plan.plan import Plan
@@ -174,6 +176,7 @@ class Executor:
         device = self._device = wanted
         device.expect(self.plan.machine, {call.name: call.cost(self.plan.machine) for call in self.plan.trace.calls})
         device.begin()
+        _warn_if_libraries_do_not_fit(self.plan, device)
         self._homes = Homes(self.model, self.plan, device)
         self._finalizer = finalize(self, _let_go, device, self._homes.memories)
         self._finalizer.atexit = False
@@ -237,6 +240,18 @@ class Executor:
 def attached_to(model: nn.Module) -> list[Executor]:
     """The executors that are attached to a model, or to a part of it."""
     return list(owners(model).values())
+
+
+def _warn_if_libraries_do_not_fit(plan: Plan, device: Device[Any]) -> None:
+    """Say so if the plan leaves too little of its budget to the device's libraries."""
+    over = plan.peak_bytes + device.library_bytes - plan.budget_bytes
+    if device.library_bytes and over > 0:
+        warn(
+            f"this forward will pass its budget of {readable(plan.budget_bytes)} by {readable(over)}: CUDA's libraries "
+            f"take {readable(device.library_bytes)} on this GPU. Plan with machine=Machine.measure(), or "
+            f"margin='{device.library_bytes}B'",
+            stacklevel=4,
+        )
 
 
 def _let_go(device: Device[Any], memories: Mapping[str, HomeMemory]) -> None:

@@ -25,8 +25,10 @@ TaskNumber = tuple[Lane, int]  # a task that ran: its lane, and its number there
 class Stats:
     """Totals since the plan was attached. `skipped_spills`: activations that stayed because they were not found.
 
-    `peak_bytes` is measured on CUDA. Torch does not count memory on the CPU: there it is the arena, weights on demand
-    and the activations of the trace, also if the inputs of a forward have other shapes.
+    `peak_bytes` is measured on CUDA: the most that this process had in use on the GPU until the last forward ended,
+    without what was in use before the arena came, with what CUDA's libraries hold. Torch does not count memory on the
+    CPU, and hides ours on CUDA below a higher peak from before (`torch.cuda.reset_peak_memory_stats` ends that). There
+    it is the arena, weights on demand, libraries and the activations of the trace, also if inputs have other shapes.
     """
 
     h2d_bytes: int = 0

@@ -1,4 +1,4 @@
-"""Measures a machine: how fast its link copies, and how fast it computes.
+"""Measures a machine: how fast its link copies, how fast it computes, and the memory that its libraries take.
 
 Every device is measured in the same way; only the clock and the sizes differ. Each figure is the median of several
 runs, after a first run that does not count.
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..devices.cuda import library_bytes, refuse_fork
 from ..errors import SettingsError
 from ..nouns.machine import SHARED, Machine
 from ..nouns.progress import report
@@ -55,6 +56,8 @@ def _known_device(device: str | torch.device) -> torch.device:
         raise SettingsError(f"no such device: {device!r}; measure 'cuda' or 'cpu'") from error
     if place.type not in ("cuda", "cpu"):
         raise SettingsError(f"cannot measure {device!r}; measure 'cuda' or 'cpu'")
+    if place.type == "cuda":
+        refuse_fork()
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         raise SettingsError(
             f"cannot measure {str(device)!r}: torch sees {torch.cuda.device_count()} CUDA devices here; "
@@ -70,13 +73,14 @@ def _is_integrated(device: torch.device) -> bool:
 
 def _measure(name: str, device: torch.device, sizes: _Sizes, clock: _Clock) -> Machine:
     report("rates measured", 0, 3)
+    libraries = library_bytes(device) if device.type == "cuda" else 0
     h2d, d2h, latency = _measure_link(device, sizes.link_bytes, clock)
     report("rates measured", 1, 3)
     flops = _measure_matmul(device, sizes.matmul_side, clock)
     report("rates measured", 2, 3)
     memory = _measure_memory(device, sizes.memory_bytes, clock)
     report("rates measured", 3, 3)
-    return Machine(name, h2d, d2h, latency, flops, memory)
+    return Machine(name, h2d, d2h, latency, flops, memory, libraries)
 
 
 def _measure_link(device: torch.device, nbytes: int, clock: _Clock) -> tuple[float, float, float]:

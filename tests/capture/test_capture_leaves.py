@@ -13,7 +13,6 @@ import torch
 from taskgraph_offload.planner.capture import capture
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
-from transformers import DynamicCache
 
 from taskgraph_offload.errors import TraceError
 from taskgraph_offload.nouns.trace import INPUT
@@ -57,6 +56,8 @@ class Hoarder(nn.Module):
     def __init__(self, looks: bool) -> None:
         super().__init__()
         self.layer, self.looks = nn.Linear(4, 4), looks
+        from transformers import DynamicCache
+
         self.cache, self.slotted = DynamicCache(), Slotted()
         self.deep: dict[str, Any] = {"a": {"b": {"c": {"d": {"e": {"f": []}}}}}}
         self.count, self.things = np.zeros(3), np.array([None, None], dtype=object)

@@ -9,11 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FirstBlockCacheConfig, PyramidAttentionBroadcastConfig
-from diffusers.hooks.group_offloading import apply_group_offloading
 from taskgraph_offload.planner.capture import capture
 from torch import Tensor, nn
-from transformers import SwitchTransformersConfig, SwitchTransformersModel
 
 import taskgraph_offload as tgo
 from taskgraph_offload.errors import SettingsError, TraceError
@@ -34,6 +31,8 @@ def everything_of(model: nn.Module) -> list[Any]:
 
 
 def group_offloaded(**options: Any) -> models.Case:
+    from diffusers.hooks.group_offloading import apply_group_offloading
+
     model, inputs = models.flux()
     apply_group_offloading(model, onload_device=CPU, offload_device=CPU, **options)
     return model, inputs
@@ -73,6 +72,8 @@ def test_hooks_of_accelerate_are_refused() -> None:
 
 
 def test_a_step_cache_is_traced_within_its_context_and_goes_on_working() -> None:
+    from diffusers import FirstBlockCacheConfig
+
     model, inputs = models.flux()
     model.enable_cache(FirstBlockCacheConfig(threshold=0.1))
     with pytest.raises(TraceError, match=r"with model\.cache_context\('cond'\)") as caught:
@@ -87,6 +88,8 @@ def test_a_step_cache_is_traced_within_its_context_and_goes_on_working() -> None
 
 
 def test_a_hook_that_fails_is_named_as_the_cause() -> None:
+    from diffusers import PyramidAttentionBroadcastConfig
+
     """This one asks the pipeline for its timestep, which there is only while the pipeline runs."""
     model, inputs = models.flux()
     config = PyramidAttentionBroadcastConfig(
@@ -150,6 +153,8 @@ def test_compiled_blocks_are_traced_and_stay_compiled() -> None:
 
 
 def switch() -> models.Case:
+    from transformers import SwitchTransformersConfig, SwitchTransformersModel
+
     """Its router calls `.to()` on its own classifier."""
     sizes: dict[str, Any] = dict(vocab_size=64, d_model=16, d_kv=8, d_ff=24, num_heads=2, num_experts=4)
     layers: dict[str, Any] = dict(

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import copy
 import gc
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 import taskgraph_offload as tgo
-from taskgraph_offload.devices import cuda
+from taskgraph_offload.devices import cuda, open_device
 
 from .. import running
-from ..running import STRATEGIES, Case, assert_equal, case, known_plan, plan_of, spilling
+from ..running import STRATEGIES, Case, assert_equal, case, known_plan, plan_of, spilling, trace_of
 from ..simulated_gpu import card
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
@@ -258,3 +262,100 @@ def test_a_capture_is_refused_and_the_peak_is_the_users() -> None:
         ):
             made()
         assert_equal(made(), wanted)
+
+
+@pytest.fixture
+def libraries() -> int:
+    """What CUDA's libraries take. They hold nothing when the test begins."""
+    nbytes = open_device("cuda").library_bytes
+    gc.collect()
+    torch.cuda.synchronize()
+    clear: Callable[[], None] = torch._C._cuda_clearCublasWorkspaces
+    clear()
+    return nbytes
+
+
+def small() -> tuple[Case, tgo.Trace]:
+    """A model much smaller than what CUDA's libraries take."""
+    plain = Case(nn.Sequential(*(nn.Linear(256, 256) for _ in range(6))), {"input": torch.randn(64, 256)})
+    return plain, trace_of(plain)
+
+
+def test_the_budget_holds_what_cudas_libraries_take_and_the_peak_is_what_was(libraries: int) -> None:
+    plain, trace = small()
+    card = replace(tgo.Machine.preset("cpu"), name="card", library_bytes=libraries)
+    plan = tgo.Planner.for_trace(trace, "50%", machine=card).plan()
+    others = torch.empty(3 * MIB, dtype=torch.uint8, device="cuda")
+    before = torch.cuda.memory_allocated()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.filterwarnings("error", ".* pass its budget")
+        with tgo.Executor(plain.model, plan, device="cuda") as run:
+            torch.cuda.reset_peak_memory_stats()  # a peak from before hides ours no more
+            for _ in range(3):
+                plain.model(plain.inputs["input"].cuda())
+            peak = torch.cuda.max_memory_allocated() - before
+    assert run.stats.peak_bytes == peak, "without what others hold"
+    assert plan.arena_bytes + libraries < peak <= plan.budget_bytes
+    del others
+
+
+def test_what_cudas_libraries_take_is_what_the_first_products_of_a_stream_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "_documented_library_bytes", lambda device: 0)
+    with torch.cuda.stream(torch.cuda.Stream()), torch.no_grad():
+        x = torch.ones(16, 16, device="cuda")
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        taken = cuda.library_bytes.__wrapped__(x.device)
+        kept, peak = torch.cuda.memory_allocated() - before, torch.cuda.max_memory_allocated() - before
+        assert 0 < kept <= taken <= peak <= taken + 2 * x.nbytes
+        torch.mm(x, x)
+        assert torch.cuda.memory_allocated() - before == kept, "the next products take nothing more"
+
+
+def test_a_plan_without_room_for_cudas_libraries_says_so(libraries: int) -> None:
+    plain, trace = small()
+    plan = tgo.Planner.for_trace(trace, "50%", machine="cpu").plan()
+    with (
+        pytest.warns(UserWarning, match=rf"pass its budget of .* margin='{libraries}B'"),
+        tgo.Executor(plain.model, plan, device="cuda"),
+    ):
+        pass
+
+
+def test_a_peak_from_before_hides_ours_and_the_planned_one_is_told(libraries: int) -> None:
+    plain, trace = small()
+    plan = tgo.Planner.for_trace(trace, "50%", machine="cpu").plan()
+    made, _ = on_the_gpu(plain)
+    torch.empty(256 * MIB, dtype=torch.uint8, device="cuda")
+    with tgo.Executor(made.model, plan, device="cuda") as run, torch.no_grad():
+        made()
+    assert run.stats.peak_bytes == plan.peak_bytes + libraries
+
+
+def test_pages_that_cannot_be_locked_are_an_error_in_cudas_words() -> None:
+    device, home = open_device("cuda"), torch.empty(MIB, dtype=torch.uint8)
+    device.pin(home)
+    with pytest.raises(tgo.ExecutionError, match=r"could not lock 1\.0 MiB .*\(error 712\).*ulimit -l") as caught:
+        device.pin(home)
+    assert "???" not in str(caught.value)
+    device.unpin(home)
+    torch.ones(1, device="cuda")  # CUDA's last error is cleared
+
+
+def test_a_forked_process_is_told_to_spawn() -> None:
+    device, (ours, theirs) = open_device("cuda"), os.pipe()
+    if (child := os.fork()) == 0:
+        said = []
+        for use in (lambda: open_device("cuda"), lambda: open_device(None), device.begin, device.synchronize):
+            try:
+                use()
+            except tgo.OffloadError as error:
+                said.append(str(error))
+        os.write(theirs, "\n".join(said).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    lines = os.read(ours, 4096).decode().splitlines()
+    os.close(ours)
+    os.close(theirs)
+    assert len(lines) == 3
+    assert all("get_context('spawn')" in line for line in lines)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,9 +13,11 @@ import torch
 import taskgraph_offload as tgo
 from taskgraph_offload.devices import open_device
 from taskgraph_offload.devices.checked import CheckedDevice
-from taskgraph_offload.devices.cpu import CpuDevice
+from taskgraph_offload.devices.cpu import CpuDevice, HostMemory
 from taskgraph_offload.devices.virtual import VirtualDevice
 from taskgraph_offload.runtime.copies import Lanes
+
+from ..running import case, known_plan
 
 MEGABYTE = 1 << 20
 
@@ -38,6 +42,41 @@ class Clock:
         if self.barrier is not None:
             self.barrier.wait(timeout=60)
         self.now += seconds
+
+
+def test_a_gpu_that_does_not_start_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init() -> None:
+        raise RuntimeError("CUDA driver initialization failed, you might not have a CUDA gpu.\nmore")
+
+    monkeypatch.setattr(torch.cuda, "init", init)
+    for is_available in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda is_available=is_available: is_available)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        with pytest.raises(tgo.SettingsError, match=r"driver initialization failed.*gpu\.; device='cpu'"):
+            open_device("cuda")
+
+
+def test_a_process_that_was_forked_from_one_with_cuda_is_told_to_spawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)
+    for use in (open_device, tgo.Machine.measure):
+        with pytest.raises(tgo.SettingsError, match=r"get_context\('spawn'\)"):
+            use("cuda")
+
+
+def test_a_plan_that_leaves_no_room_for_the_devices_libraries_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HostMemory, "library_bytes", MEGABYTE)
+    made, plan = case("chain"), known_plan("chain")
+    with (
+        pytest.warns(UserWarning, match=rf"take 1\.0 MiB on this GPU.*margin='{MEGABYTE}B'"),
+        tgo.Executor(made.model, plan, device="cpu") as run,
+        torch.no_grad(),
+    ):
+        made()
+    assert run.stats.peak_bytes == plan.peak_bytes + MEGABYTE
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with tgo.Executor(made.model, replace(plan, budget_bytes=plan.peak_bytes + MEGABYTE), device="cpu"):
+            pass
 
 
 @pytest.mark.parametrize("copies", [1, 5])

@@ -22,7 +22,8 @@ SIGNATURES = {
     "Executor.pause": "self",
     "Executor.resume": "self",
     "Executor.timeline": "self",
-    "Machine": ("name h2d_bytes_per_second d2h_bytes_per_second latency_seconds compute_flops memory_bytes_per_second"),
+    "Machine": "name h2d_bytes_per_second d2h_bytes_per_second latency_seconds compute_flops memory_bytes_per_second"
+    " library_bytes",
     "Machine.preset": "name",
     "Machine.measure": "device",
     "Bound": "step_seconds cold_seconds block_step_seconds block_cold_seconds",

@@ -93,6 +93,16 @@ def test_a_dict_with_a_key_too_few_or_too_many_is_refused() -> None:
         Machine.from_dict(values)
 
 
+def test_a_card_has_what_its_libraries_take_and_the_cpu_has_none() -> None:
+    assert all(Machine.preset(name).library_bytes > 8 << 20 for name in CARDS)
+    cpu = Machine.preset("cpu")
+    assert cpu.library_bytes == 0
+    assert "library_bytes" not in cpu.to_dict()
+    assert Machine.from_dict({**cpu.to_dict(), "library_bytes": 5}) == replace(cpu, library_bytes=5)
+    with pytest.raises(SettingsError, match="library_bytes is -1"):
+        replace(cpu, library_bytes=-1)
+
+
 def test_measuring_the_cpu_gives_plausible_rates_and_leaves_the_random_state() -> None:
     before = torch.get_rng_state()
     machine = Machine.measure("cpu")

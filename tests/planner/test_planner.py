@@ -1,6 +1,7 @@
 """The planner's manners: budgets as people write them, one clear error for bad input, a model left as it was."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -147,12 +148,31 @@ def test_a_margin_is_left_free():
 
 def test_a_captured_model_is_planned_explained_saved_and_loaded(tmp_path):
     model = model_of(8, 256)
-    planner = tgo.Planner(model, "600KiB", inputs=(torch.ones(4, 256),), strategy="layerwise", machine="rtx4090")
+    planner = tgo.Planner(model, "9.8MiB", inputs=(torch.ones(4, 256),), strategy="layerwise", machine="rtx4090")
     plan = planner.plan()
-    assert plan.margin_bytes > 0, "a GPU's allocator wants its share"
+    libraries = tgo.Machine.preset("rtx4090").library_bytes
+    assert plan.margin_bytes > libraries > 0, "a GPU's allocator wants its share, too"
     assert plan.peak_bytes + plan.margin_bytes <= plan.budget_bytes
     plan.save(tmp_path / "plan.yaml")
     assert tgo.Plan.load(tmp_path / "plan.yaml", model) == plan
+
+
+def test_a_card_keeps_what_its_libraries_take_free_unless_a_margin_is_given(tmp_path):
+    def plan(libraries, budget, **options):
+        machine = replace(SLOW_LINK, library_bytes=libraries)
+        return tgo.Planner(model_of(8, 64), budget, inputs=(torch.ones(4, 64),), machine=machine, **options).plan()
+
+    without, kept = plan(0, "60KiB"), plan(MIB, f"{60 * 1024 + MIB}B")
+    assert kept.margin_bytes == without.margin_bytes + MIB
+    assert (kept.arena_bytes, kept.residents) == (without.arena_bytes, without.residents)
+    assert plan(MIB, "50%").budget_bytes == plan(0, "50%").budget_bytes + MIB
+    assert plan(MIB, "60KiB", margin=0).margin_bytes == 0
+    with pytest.raises(tgo.BudgetError, match=r"margin 1\.0 MiB"):
+        plan(MIB, "60KiB")
+    kept.save(tmp_path / "plan.yaml")
+    assert tgo.Plan.load(tmp_path / "plan.yaml") == kept
+    without.save(tmp_path / "plan.yaml")
+    assert "library_bytes" not in (tmp_path / "plan.yaml").read_text()
 
 
 def test_explain_says_who_stays_what_streams_what_binds_and_what_more_would_buy():

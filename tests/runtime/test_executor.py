@@ -8,10 +8,15 @@ import subprocess
 import sys
 import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from taskgraph_offload.planner.capture import capture
 from torch import nn
+from torch._subclasses import FakeTensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
 
 import taskgraph_offload as tgo
 
@@ -36,6 +41,41 @@ def test_every_strategy_gives_the_outputs_of_the_plain_model(name: str) -> None:
 def made_without_grad(made: Case) -> list[torch.Tensor]:
     with torch.no_grad():
         return made()
+
+
+class Grouped(nn.Module):
+    """Attention as in transformers: with grouped keys when it runs, with repeated ones and a mask when it is traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.out = nn.Linear(16, 16), nn.Linear(16, 8), nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        query, key = (made(x).unflatten(-1, (-1, 4)).transpose(1, 2) for made in (self.query, self.key))
+        if isinstance(x, FakeTensor):
+            key = key[:, :, None].expand(-1, -1, 2, -1, -1).reshape(query.shape)
+            mask = torch.ones(query.shape[2], query.shape[2], dtype=torch.bool).tril()
+            found = scaled_dot_product_attention(query, key, key, attn_mask=mask)
+        else:
+            found = all_scores(query, key, key, is_causal=True, enable_gqa=True)
+        return self.out(found.transpose(1, 2).flatten(2))
+
+
+def all_scores(*args: Any, **options: Any) -> torch.Tensor:
+    """Attention as older versions of torch compute grouped keys on the CPU."""
+    with sdpa_kernel(SDPBackend.MATH):
+        return scaled_dot_product_attention(*args, **options)
+
+
+def test_attention_that_is_fused_only_while_it_is_traced_stays_in_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("taskgraph_offload.planner.capture.recorder.scaled_dot_product_attention", all_scores)
+    made = Case(Grouped(), {"x": torch.randn(1, 64, 16)})
+    with torch.no_grad():
+        assert_runs_like(made, plan_of(made, "sequential"), made())
+    on_cpu, on_gpu = (capture(made.model, made.inputs, on_cpu=on_cpu) for on_cpu in (True, False))
+    assert on_cpu.activation_bytes > on_gpu.activation_bytes + 4 * 64 * 64 * 4, "all scores of four heads"
+    cpu = tgo.Machine.preset("cpu")
+    assert [call.cost(cpu) for call in on_cpu.calls] == [call.cost(cpu) for call in on_gpu.calls]
 
 
 @pytest.mark.parametrize("strategy", ["layerwise", "auto"])
