@@ -174,27 +174,27 @@ def test_a_pipeline_makes_its_latents_where_its_models_run() -> None:
     embeds |= dict(pooled_prompt_embeds=torch.rand(1, 8), negative_pooled_prompt_embeds=torch.rand(1, 8))
     seen: list[torch.device] = []
 
-    def images(unet: Any, vae: Any, embeds: dict[str, Tensor]) -> list[Tensor]:
+    def images(embeds: dict[str, Tensor], unet: Any, vae: Any) -> list[Tensor]:
         def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             seen.append(tensors["latents"].device)
             assert pipe.device == pipe._execution_device == pipe.unet.device == pipe.vae.device
             return {}
 
-        pipe = StableDiffusionXLPipeline(vae, unet=unet, scheduler=scheduler, add_watermarker=False, **encoders)
+        pipe: Any = StableDiffusionXLPipeline(vae, unet=unet, scheduler=scheduler, add_watermarker=False, **encoders)
         pipe.set_progress_bar_config(disable=True)
         sizes: dict[str, Any] = dict(height=16, width=16, num_inference_steps=3, output_type="pt")
         random = torch.Generator().manual_seed(0)
         return [pipe(**embeds, **sizes, generator=random, callback_on_step_end=after_step).images]
 
     twins = [copy.deepcopy(made.model).cuda() for made in (unet, vae)]
-    wanted = images(*twins, {name: tensor.cuda() for name, tensor in embeds.items()})
+    wanted = images({name: tensor.cuda() for name, tensor in embeds.items()}, *twins)
     runs = [
         tgo.Executor(known[0].model, known_plan(known[1]), device="cuda")
         for known in ((unet, "sdxl"), (vae, "vae decoder"))
     ]
     with runs[0] as first, runs[1] as second:
         for _ in range(2):
-            assert_equal(images(unet.model, vae.model, embeds), wanted)
+            assert_equal(images(embeds, unet.model, vae.model), wanted)
         assert (first.stats.demand_loads, second.stats.demand_loads) == (0, 0)
     assert {device.type for device in seen} == {"cuda"}
     assert unet.model.device.type == vae.model.device.type == "cpu"

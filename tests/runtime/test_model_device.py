@@ -115,7 +115,7 @@ def test_a_model_that_cannot_be_attached_answers_as_before(model: Whole) -> None
 
 
 def test_inputs_come_to_the_device_wherever_they_are_in_the_arguments(model: Whole) -> None:
-    pair = {"pair": (X, 1), "encoder": BaseModelOutput(last_hidden_state=X)}
+    pair: dict[str, Any] = {"pair": (X, 1), "encoder": BaseModelOutput(last_hidden_state=X)}
     with torch.no_grad(), attached(model):
         model(X, [X, "text"], deep=pair, there=X.to(META), weight=model.third.weight, none=None)
         (first, several), rest = model.given
