@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import torch
 
 ALLOCATOR_SHARE = 0.05  # of the activations: what a GPU's caching allocator may waste in rounding and fragments
+TOY = 4  # a model with less weights than so many times what CUDA's libraries take is a toy, its plan is to look at
 
 
 class Planner:
@@ -38,7 +39,8 @@ class Planner:
     `budget_gb` is GiB, or a text: "12GiB", "800MiB", "123456B", "30%" (of the weights; activations come on top).
     `inputs` is a tuple, a dict, `(args, kwargs)`, or a callable that returns one of them. `options` are those of the
     strategy, and `margin` (written like a budget, or 0) for what the device needs besides. On a GPU it is 5% of the
-    activations, for the allocator, and the machine's `library_bytes`; nothing on the CPU.
+    activations, for the allocator, and the machine's `library_bytes`, unless the model is a toy with less than four
+    times as many bytes of weights; on the CPU it is nothing.
 
     >>> import torch
     >>> model = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(8)))
@@ -124,7 +126,10 @@ class Planner:
             return self._margin.total_bytes(self.trace.weight_bytes, 0)
         if self._runs_on_cpu or self.trace.source == "units":
             return 0
-        return int(self.trace.activation_bytes * ALLOCATOR_SHARE) + int(self.machine.library_bytes)
+        libraries = int(self.machine.library_bytes)
+        if self.trace.weight_bytes < TOY * libraries:
+            libraries = 0
+        return int(self.trace.activation_bytes * ALLOCATOR_SHARE) + libraries
 
     @property
     def budget_bytes(self) -> int:

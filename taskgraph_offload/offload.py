@@ -24,7 +24,8 @@ def offload(model: nn.Module, budget_gb: float | str, **arguments: Any) -> Execu
     """
     import taskgraph_offload as tgo
 
-    ours = {key: arguments.pop(key) for key in ("device", "link_bytes_per_second", "lazy") if key in arguments}
+    names = ("device", "link_bytes_per_second", "lazy", "preload")
+    ours = {key: arguments.pop(key) for key in names if key in arguments}
     if str(ours.get("device", "")).startswith(("cpu", "checked")):
         arguments.setdefault("machine", "cpu")
     before = _replaceable(model) if isinstance(model, nn.Module) else {}

@@ -348,6 +348,35 @@ def edited(seed: int) -> None:
             assert_equal(outputs, plain())
 
 
+def every_second_stays() -> tuple[Case, tgo.Plan]:
+    """A chain, the same every time, under a plan in which every second block stays and the others stream."""
+    torch.manual_seed(0)
+    made, options = running.chain(10), {"residents": "spread", "prefetch": 1}
+    planner = tgo.Planner.for_trace(running.trace_of(made), "60%", strategy="layerwise", machine="cpu", **options)
+    return made, planner.plan()
+
+
+def preloaded(seed: int) -> None:
+    """What stays comes before the first forward. Weights are edited, a block runs alone, and a block raises."""
+    (made, plan), (plain, _) = every_second_stays(), every_second_stays()
+    device = CheckedDevice(seed)
+    with tgo.Executor(made.model, plan, device=device, preload=True) as executor, torch.no_grad():
+        for number in range(3):
+            for model in (made.model, plain.model):
+                model.blocks[number].down.weight.mul_(0.5)
+            with Guard(executor):
+                assert_equal([made.model.blocks[4](made.inputs["x"])], [plain.model.blocks[4](made.inputs["x"])])
+            handle = made.model.blocks[number + 1].register_forward_pre_hook(_raise)
+            try:
+                made()
+            except ZeroDivisionError:
+                handle.remove()
+            with Guard(executor):
+                assert_equal(made(), plain())
+            executor.pause()
+            executor.resume()
+
+
 def interrupted(seed: int) -> None:
     """A block raises. Later forwards must not use bytes whose copies were under way."""
     made = running.case("chain")
@@ -372,7 +401,7 @@ SCENARIOS: dict[str, Scenario] = {
     function.__name__: function
     for function in (
         *(layerwise, sequential, written_back, spilled, spilled_and_met, spilled_and_read_unseen, reordered, colliding),
-        *(changed_unexpectedly, changed_while_streaming, trained, edited, interrupted),
+        *(changed_unexpectedly, changed_while_streaming, trained, edited, preloaded, interrupted),
         *(unread_in_the_arena, unread_beside_the_arena, unread_and_changed),
     )
 }

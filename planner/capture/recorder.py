@@ -43,11 +43,11 @@ def attention_flops(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: An
 
 # Torch has no formula for the CPU's fused attention, on which most models are traced. Before 2.13, its formula for the
 # other ones refuses fewer heads of keys than of queries.
-FUSED_ATTENTION = ("flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention")
-FLOP_FORMULAS: dict[Any, Any] = {
-    **flop_registry,
-    **{getattr(aten, name): attention_flops for name in (f"_scaled_dot_product_{kind}" for kind in FUSED_ATTENTION)},
+FUSED_ATTENTION = {
+    getattr(aten, f"_scaled_dot_product_{kind}_attention{where}")
+    for kind, where in (("flash", ""), ("flash", "_for_cpu"), ("efficient", ""), ("cudnn", ""))
 }
+FLOP_FORMULAS: dict[Any, Any] = {**flop_registry, **dict.fromkeys(FUSED_ATTENTION, attention_flops)}
 ASKS_LAYOUT = {  # operators that only ask how a tensor is laid out; torch's own FLOP counter skips the same ones
     *("size", "sym_size", "stride", "sym_stride", "storage_offset", "sym_storage_offset", "numel", "sym_numel", "dim"),
     *("layout", "is_contiguous", "sym_is_contiguous", "is_strides_like_format", "is_non_overlapping_and_dense"),
@@ -58,7 +58,6 @@ OVERWRITES = {
     *("copy_", "fill_", "zero_", "set_", "resize_", "uniform_", "normal_", "random_", "bernoulli_", "exponential_"),
     *("log_normal_", "cauchy_", "geometric_"),
 }
-FUSED_ATTENTION = {packet for packet in FLOP_FORMULAS if "scaled_dot_product" in str(packet)}
 RUNNING_STATISTICS = {"running_mean", "running_var"}  # some batch norms change these, and their schema does not say so
 
 

@@ -253,7 +253,7 @@ def library_bytes(device: torch.device) -> int:
 
 def _taken_by_products(device: torch.device) -> int:
     """The bytes that two small matrix products allocate besides their results."""
-    with torch.no_grad(), torch.autocast("cuda", enabled=False), _disable_current_modes():
+    with torch.no_grad(), torch.autocast("cuda", enabled=False), no_dispatch():
         one, out = (torch.ones(16, 16, device=device) for _ in range(2))
         before = _allocated(device)["allocated"]  # a total, so that it includes what is freed at once
         torch.mm(one, one, out=out)  # by cuBLAS

@@ -66,7 +66,21 @@ class Conductor:
         self._moves, self._forward = homes.moves, max((door.forward for door in needs.doors.values()), default=0)
         self._start_over()
 
-    # The planned path: begin, reach (begin_call, end_call, issue), finish.
+    # The planned path: preload, begin, reach (begin_call, end_call, issue), finish.
+
+    def preload(self) -> None:
+        """Issue copies of the cold forward before it begins: those that it begins with, then all of what stays.
+
+        What stays comes in the order of first use. From then on it is as between two forwards.
+        """
+        first, *later = self._slots_of[0]
+        residents = {name for name, bundle in self._plan.bundles.items() if bundle.resident}
+        staying = [copy for slot in later for copy in slot if copy.task.name in residents]
+        changing = {self._plan.bundle_of[weight] for weight in self._needs.changed}  # edits of these are not looked for
+        for copy in (*first, *staying):
+            if copy.lane == "h2d" and copy.task.name in self._plan.bundles and copy.task.name not in changing:
+                self._arena.issue(copy, only_missing=True)
+        self._is_preloaded = True
 
     def begin(self, changed: set[str], planned: bool) -> None:
         """A forward begins. `changed`: the weights whose homes changed since the last one."""
@@ -171,7 +185,7 @@ class Conductor:
                 if self._spills is not None and copy.is_activation:
                     self._spills.issue(copy)
                     continue
-                self._arena.issue(copy, only_missing=copy.task.name in self._standing_bundles)
+                self._arena.issue(copy, only_missing=self._is_preloaded or copy.task.name in self._standing_bundles)
                 if copy.lane == "d2h":
                     self._dirty.difference_update(self._plan.bundles[copy.task.name].weights)
             self._next_slot += 1
@@ -191,6 +205,7 @@ class Conductor:
         if self.planned:
             self._log.end()
             self._forwards += 1
+            self._is_preloaded = False
         used = self._device.peak_bytes()  # None if the device cannot tell: then what is known of it
         traced = self._arena.memory.nbytes + self._on_demand.peak_bytes + self._peak_of_activations
         traced += self._device.library_bytes
@@ -302,6 +317,7 @@ class Conductor:
     def _start_over(self) -> None:
         """Let the next forward be a cold one."""
         self._forwards = 0
+        self._is_preloaded = False  # True: copies of the cold forward were issued ahead of it
         self.inside.running = self.inside.seated = self.inside.block = None
         self._dirty: set[str] = set()  # weights that changed in their seats, and that no copy carries home yet
         self._served = ExitStack()

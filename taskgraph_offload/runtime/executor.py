@@ -37,7 +37,9 @@ class Executor:
 
     `device` is "cuda", "cuda:1", "cpu", "checked" or "virtual"; without it, a GPU if there is one, else the CPU.
     `link_bytes_per_second` slows the copies of "cpu" down to the rate of a real link. With `lazy`, the executor
-    allocates the device's memory at the first forward.
+    allocates the device's memory at the first forward. With `preload`, `attach` starts to copy what stays on the
+    device, and does not wait until that is done. So after other work, the first forward is as fast as any other one. If
+    it begins at once, what streams comes behind these copies: it may be slower than without `preload`.
 
     You may read and edit weights between forwards, and in hooks. The next forward sees
 
@@ -69,16 +71,22 @@ class Executor:
         device: str | torch.device | Device[Any] | None = None,
         link_bytes_per_second: float | None = None,
         lazy: bool = False,
+        preload: bool = False,
     ) -> None:
         if device is None or isinstance(device, str | torch.device):
             check_device(device, link_bytes_per_second)
         elif not hasattr(device, "lanes"):
             raise SettingsError(f"device={device!r} is no device: give a name, such as 'cuda:1', 'cpu' or 'checked'")
+        if lazy and preload:
+            raise SettingsError(
+                "lazy=True takes no memory before the first forward, so preload=True cannot copy: drop one"
+            )
         check_model(plan.trace, model)
         plan.verify()
         self.model, self.plan = model, plan
         self.stats = Stats()
         self._device_wanted, self._link, self._lazy = device, link_bytes_per_second, lazy
+        self._preload = preload
         self._timeline: Timeline | None = None
         self._finalizer: finalize[[Device[Any], Mapping[str, HomeMemory]], Executor] | None = None
         self._clear()
@@ -108,8 +116,7 @@ class Executor:
         try:
             with torch.inference_mode(False):
                 self._move_in()
-            if not self._lazy:
-                self._conductor = self._new_conductor()
+            self._take_memory()
         except BaseException:
             self.detach()
             raise
@@ -142,8 +149,7 @@ class Executor:
         """End a pause: allocate the device's memory again."""
         self._require_attached()
         self._paused = False
-        if self._conductor is None and not self._lazy:
-            self._conductor = self._new_conductor()
+        self._take_memory()
 
     @property
     def is_paused(self) -> bool:
@@ -210,6 +216,14 @@ class Executor:
             self._conductor = self._new_conductor()
         self._hooks.come_outermost()
         return self._conductor
+
+    def _take_memory(self) -> None:
+        """Allocate the device's memory ahead of the next forward, and begin to fill it, as the user wished."""
+        if self._conductor is None and not self._lazy:
+            self._conductor = self._new_conductor()
+            if self._preload:
+                with torch.inference_mode(False):
+                    self._conductor.preload()
 
     def _new_conductor(self) -> Conductor:
         assert self._device is not None

@@ -337,7 +337,7 @@ def test_show_has_a_page_a_grid_and_a_text(ask):
 
 
 def test_compare_marks_the_fastest_and_says_what_the_others_need(ask):
-    command = ("compare", "toy_models:build", "--budget", "300KiB", "--machine", "cpu")
+    command = ("compare", "toy_models:build", "--budget", "300KiB", "--machine", "rtx4090")
     rows = json.loads(ask(*command, "--json"))["rows"]
     assert {row["strategy"] for row in rows} >= {"auto", "keep", "sequential", "layerwise residents=spread"}
     marked = [line for line in ask(*command).splitlines() if line.startswith("▸")]
@@ -349,12 +349,12 @@ def test_compare_marks_the_fastest_and_says_what_the_others_need(ask):
 
 
 def test_where_no_strategy_works_the_table_says_what_each_needs_and_the_exit_code_that_it_failed(capsys):
-    command = ["compare", "toy_models:build", "--budget", "1KiB", "--machine", "cpu"]
+    command = ["compare", "toy_models:build", "--budget", "1KiB", "--machine", "rtx4090"]
     assert main(command) == 1
     page, error = capsys.readouterr()
     assert len(re.findall(r"needs +\d+\.\d KiB", page)) == 8
     assert "▸" not in page
-    assert re.search(r'error: .* the smallest that works is "\d+B" \(70\.5 KiB\), with auto\n', error)
+    assert re.search(r'error: .* the smallest that works is "\d+B" \(70\.8 KiB\), with auto\n', error)
     assert main([*command, "--json"]) == 1
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert main([*command[:3], f"{min(row['smallest_bytes'] for row in rows)}B", *command[4:]]) == 0

@@ -16,7 +16,7 @@ SIGNATURES = {
     "Plan.explain": "self",
     "Plan.save": "self path",
     "Plan.load": "path model",
-    "Executor": "model plan * device link_bytes_per_second lazy",
+    "Executor": "model plan * device link_bytes_per_second lazy preload",
     "Executor.attach": "self",
     "Executor.detach": "self",
     "Executor.pause": "self",
