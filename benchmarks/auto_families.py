@@ -1,15 +1,12 @@
 """How good `auto` is on random models, from some families of shapes, with random machines and budgets.
 
-    python benchmarks/auto_families.py [first seed] [how many] [truths]
+    python benchmarks/auto_families.py [first seed] [how many]
 
 Each line is a seed.
 
     units       how often the largest block fits into the budget without activations
     step, cold  divided by their bounds
     others      the best step of the other strategies, divided by the step of `auto`: below 1, `auto` is slower
-
-With `truths`, each line also has the mean and the worst loss on machines whose link and compute are 30% slower or
-faster than planned, as in `auto_robustness`.
 """
 
 from __future__ import annotations
@@ -19,7 +16,6 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -27,7 +23,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from taskgraph_offload.planner.strategies.auto import RIVALS
 
 import taskgraph_offload as tgo
-from benchmarks.auto_robustness import losses
 
 OTHERS = (("sequential", {}), ("layerwise", {}), *RIVALS)
 MIB = 2**20
@@ -107,7 +102,7 @@ def main() -> None:
     """Print a line for each seed, then the worst figures."""
     numbers = [int(word) for word in sys.argv[1:] if word.isdigit()]
     first, count = (*numbers, 60)[:2] if numbers else (0, 60)
-    roomy, cold, behind, lost = list[float](), list[float](), list[float](), list[float]()
+    roomy, cold, behind = list[float](), list[float](), list[float]()
     print(f"{'seed, family, link, compute, budget':48}{'units':>8}{'step':>9}{'cold':>9}{'others':>9}")
     for seed in range(first, first + count):
         title, trace, machine, budget = problem(seed)
@@ -121,16 +116,11 @@ def main() -> None:
         step, others = timeline.step_seconds, _others(trace, machine, budget)
         figures = [step / plan.bound.step_seconds, timeline.cold_seconds / plan.bound.cold_seconds]
         figures.append(min(others, default=float("inf")) / step)
-        found = losses(trace, machine, budget) if "truths" in sys.argv else []
-        truths = f"   lost {mean(found):.4f}, at most {max(found):.4f}" if found else ""
-        print(f"{title:48}{units:8.2f}{''.join(f'{figure:9.4f}' for figure in figures)}{truths}", flush=True)
+        print(f"{title:48}{units:8.2f}{''.join(f'{figure:9.4f}' for figure in figures)}", flush=True)
         roomy += [figures[0]] * (units >= 2)
         cold.append(figures[1])
         behind.append(figures[2])
-        lost += found
     print(f"worst step from two units up {max(roomy, default=1):.4f}, cold {max(cold):.4f}, others {min(behind):.4f}")
-    if lost:
-        print(f"lost with wrong figures: mean {mean(lost):.4f}, worst {max(lost):.4f}")
 
 
 def _others(trace: tgo.Trace, machine: tgo.Machine, budget: int) -> list[float]:

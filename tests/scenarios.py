@@ -351,9 +351,11 @@ def edited(seed: int) -> None:
 def every_second_stays() -> tuple[Case, tgo.Plan]:
     """A chain, the same every time, under a plan in which every second block stays and the others stream."""
     torch.manual_seed(0)
-    made, options = running.chain(10), {"residents": "spread", "prefetch": 1}
-    planner = tgo.Planner.for_trace(running.trace_of(made), "60%", strategy="layerwise", machine="cpu", **options)
-    return made, planner.plan()
+    made = running.chain(10)
+    options: dict[str, Any] = {"residents": "spread", "prefetch": 1}
+    return made, tgo.Planner.for_trace(
+        running.trace_of(made), "60%", strategy="layerwise", machine="cpu", **options
+    ).plan()
 
 
 def preloaded(seed: int) -> None:

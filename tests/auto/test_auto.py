@@ -29,7 +29,7 @@ CHOSEN = {
     "rand1 b0.8": (0.3, 0.5),
     "rand2 b1.5": (0.1, 0.3),
 }
-# Where a plan for the wrong machine loses most; `benchmarks/auto_robustness.py` shows all.
+# Where a plan for the wrong machine loses much; `benchmarks/auto_robustness.py` shows other cases.
 MISMEASURED = [("rand0 b0.3", 0.5), ("rand1 b0.8", 0.7), ("flux 4090@25", 0.7)]
 FASTER_OR_SLOWER = [(0.7, 1.3), (0.7, 1.0), (1.0, 0.7), (1.3, 0.7)]  # link, compute
 EVERYTHING = [(c, b) for c in cases() for b in c["budgets"]]
