@@ -33,9 +33,13 @@ test-slow: $(INSTALLED)
 test-all: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses=$(WORKERS)
 
+# The tests that depend on the device. What is left out there is listed at the end, with its reason.
+GPU_TESTS := tests/devices/test_cuda.py tests/runtime/test_attaching.py tests/runtime/test_executor*.py \
+	tests/runtime/test_spills.py tests/runtime/test_unread_weights.py
+
 test-gpu: $(INSTALLED)
-	$(BIN)/python -m tests.simulated_gpu -m pytest -p tests.simulated_gpu.plugin --numprocesses=$(WORKERS) \
-		tests/devices/test_cuda.py
+	TEST_DEVICE=cuda $(BIN)/python -m tests.simulated_gpu -m pytest -p tests.simulated_gpu.plugin -rs \
+		--numprocesses=$(WORKERS) $(GPU_TESTS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -15,7 +15,10 @@ import taskgraph_offload as tgo
 
 
 class Guard(TorchDispatchMode):
-    """Fails if an operator touches a home. A GPU would fail there, too; the CPU alone would not notice."""
+    """Fails if an operator touches a home. A GPU would fail there, too; the CPU alone would not notice.
+
+    It counts the bytes of the device that the model runs on.
+    """
 
     def __init__(self, run: tgo.Executor, inputs: Any = None) -> None:
         super().__init__()
@@ -24,6 +27,7 @@ class Guard(TorchDispatchMode):
         places = sorted((*span(memory), name) for name, memory in self.homes.items())
         self.starts, self.stops, self.names = zip(*places, strict=True)
         self.measures = inputs is not None
+        self.device: torch.device = getattr(run._device, "device", torch.device("cpu"))
         self.peak_bytes = 0
         self.live: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self.ours = set[int]()  # storages of weights, which count as arena
@@ -49,7 +53,7 @@ class Guard(TorchDispatchMode):
     def _count(self, found: Any) -> None:
         for tensor in _tensors(found):
             storage: Any = tensor.untyped_storage()
-            if storage._cdata not in self.ours:
+            if storage._cdata not in self.ours and storage.device == self.device:
                 self.live[storage._cdata] = weakref.ref(storage)
         alive = [storage for ref in self.live.values() if (storage := ref()) is not None]
         self.peak_bytes = max(self.peak_bytes, sum(storage.nbytes() for storage in alive))

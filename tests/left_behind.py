@@ -11,14 +11,14 @@ from torch import nn
 
 import taskgraph_offload as tgo
 
-from .running import Case, known_plan
+from .running import DEVICE, Case, known_plan
 
 
 @contextmanager
 def attached(made: Case, strategy: str = "layerwise") -> Iterator[tgo.Executor]:
     """A context in which a plan is attached. At its end, the model must be as it was."""
     before = everything_of(made.model)
-    with tgo.Executor(made.model, known_plan("chain", strategy), device="cpu") as run:
+    with tgo.Executor(made.model, known_plan("chain", strategy), device=DEVICE) as run:
         yield run
     assert everything_of(made.model) == before
 

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 import taskgraph_offload as tgo
+from taskgraph_offload.runtime.executor import attached_to
 
 from . import models
 from .guard import Guard, tensors
+from .simulated_gpu import card
+
+DEVICE = os.environ.get("TEST_DEVICE", "cpu")  # where offloaded models run, and plain ones beside them: "cpu" or "cuda"
 
 STRATEGIES: dict[str, dict[str, Any]] = {
     "resident": {},
@@ -81,9 +88,82 @@ class Case:
     inputs: dict[str, Any]
     entry: str = "forward"
 
+    def __post_init__(self) -> None:
+        self.inputs = _to_the_device(self.inputs)
+
     def __call__(self) -> list[Tensor]:
-        """Run it."""
-        return tensors((self.model if self.entry == "forward" else getattr(self.model, self.entry))(**self.inputs))
+        """Run it where it is attached, or as a plain model on `DEVICE`."""
+        with plainly(self.model):
+            return tensors((self.model if self.entry == "forward" else getattr(self.model, self.entry))(**self.inputs))
+
+
+def only_on_the_cpu(reason: str) -> pytest.MarkDecorator:
+    """A test of something that only the CPU has, or that does not depend on the device."""
+    return pytest.mark.skipif(DEVICE != "cpu", reason=f"only on the CPU: {reason}")
+
+
+def assert_within_budget(run: tgo.Executor) -> None:
+    """Assert that the peak is no higher than the budget. On a GPU, the libraries alone take more than these models."""
+    assert DEVICE != "cpu" or run.stats.peak_bytes <= run.plan.budget_bytes
+
+
+def not_simulated(reason: str) -> pytest.MarkDecorator:
+    """A test of something that the simulated GPU cannot do."""
+    return pytest.mark.skipif(DEVICE != "cpu" and card.is_here(), reason=f"not on the simulated GPU: {reason}")
+
+
+def devices(*on_the_cpu: str) -> list[str]:
+    """These, or, where `DEVICE` is a GPU, that."""
+    return list(on_the_cpu) if DEVICE == "cpu" else [DEVICE]
+
+
+@contextmanager
+def plainly(model: nn.Module) -> Iterator[None]:
+    """Within it, a model that is not attached is on `DEVICE`; after it, where it was, with its new values."""
+    if DEVICE == "cpu" or attached_to(model):
+        yield
+        return
+    with torch.inference_mode(False):
+        away = _move(model)
+    try:
+        yield
+    finally:
+        with torch.inference_mode(False):
+            _move_back(model, away)
+
+
+def _move(model: nn.Module) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Move each storage once, so that views of it stay so. Returns tensors, their data here and their data there."""
+    away, storages = list[tuple[Tensor, Tensor, Tensor]](), dict[int, Tensor]()
+    for tensor in _tensors_of(model, "cpu"):
+        home, storage = tensor.data, tensor.untyped_storage()
+        if storage._cdata not in storages:
+            storages[storage._cdata] = torch.empty(0, dtype=torch.uint8).set_(storage).to(DEVICE)
+        there = torch.empty(0, dtype=tensor.dtype, device=DEVICE)
+        there.set_(storages[storage._cdata].untyped_storage(), home.storage_offset(), home.shape, home.stride())
+        tensor.data = there
+        away.append((tensor, home, there))
+    return away
+
+
+def _move_back(model: nn.Module, away: list[tuple[Tensor, Tensor, Tensor]]) -> None:
+    """Other data that the forward has given to a tensor is kept, and moves too."""
+    for tensor, home, there in away:
+        if tensor.data_ptr() == there.data_ptr():
+            home.copy_(there)
+            tensor.data = home
+    for tensor in _tensors_of(model, DEVICE) if away else ():
+        tensor.data = tensor.data.cpu()
+
+
+def _tensors_of(model: nn.Module, device: str) -> list[Tensor]:
+    return [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.device.type == device]
+
+
+def _to_the_device(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _to_the_device(item) for key, item in value.items()}
+    return value.to(DEVICE) if isinstance(value, Tensor) else value
 
 
 def chain(blocks: int = 5, width: int = 4, **options: Any) -> Case:
@@ -172,7 +252,7 @@ def spilling(plan: tgo.Plan, *spills: tuple[str, str, str, str]) -> tgo.Plan:
 
 
 def assert_runs_like(
-    made: Case, plan: tgo.Plan, wanted: list[Tensor], forwards: int = 3, device: str = "cpu"
+    made: Case, plan: tgo.Plan, wanted: list[Tensor], forwards: int = 3, device: str = DEVICE
 ) -> tgo.Executor:
     """Assert that forwards of the attached model give exactly the plain outputs, and that no operator reads a home."""
     with tgo.Executor(made.model, plan, device=device) as run, torch.no_grad():
@@ -189,7 +269,7 @@ def assert_equal(got: list[Tensor], wanted: list[Tensor], where: str = "") -> No
     assert len(got) == len(wanted), where
     for one, other in zip(got, wanted, strict=True):
         assert one.dtype == other.dtype, where
-        assert torch.equal(one, other), f"{where}: not the plain model's output"
+        assert torch.equal(one.cpu(), other.cpu()), f"{where}: not the plain model's output"
 
 
 def _random(value: Any) -> Any:

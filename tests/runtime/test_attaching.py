@@ -15,9 +15,9 @@ from taskgraph_offload.devices.cpu import CpuDevice
 from taskgraph_offload.foreign import refuse_foreign_hooks
 
 from ..left_behind import everything_of
-from ..running import Case, Skips, assert_equal, case, known_plan, plan_of, spilling
+from ..running import DEVICE, Case, Skips, assert_equal, case, known_plan, only_on_the_cpu, plainly, plan_of, spilling
 
-X = torch.linspace(-1, 1, 8).reshape(2, 4)
+X = torch.linspace(-1, 1, 8).reshape(2, 4).to(DEVICE)
 
 
 def linears(count: int = 6) -> nn.Module:
@@ -25,10 +25,16 @@ def linears(count: int = 6) -> nn.Module:
     return nn.Sequential(*(nn.Linear(4, 4) for _ in range(count)))
 
 
+def outputs_of(model: nn.Module) -> Tensor:
+    """What the plain model gives."""
+    with plainly(model):
+        return model(X)
+
+
 def test_a_lost_handle_can_be_detached_by_the_model() -> None:
     model = linears()
-    before, wanted = everything_of(model), model(X)
-    tgo.offload(model, "90%", inputs=(X,), device="cpu")
+    before, wanted = everything_of(model), outputs_of(model)
+    tgo.offload(model, "90%", inputs=(X,), machine="cpu", device=DEVICE)
     assert torch.equal(model(X), wanted)
     tgo.detach(model)
     assert everything_of(model) == before
@@ -39,19 +45,19 @@ def test_detach_takes_a_dict_and_a_pipeline() -> None:
     models = {"a": linears(), "b": linears()}
     for target in (models, SimpleNamespace(transformer=models["a"], vae=models["b"], name="pipeline")):
         for model in models.values():
-            tgo.offload(model, "90%", inputs=(X,), device="cpu")
+            tgo.offload(model, "90%", inputs=(X,), machine="cpu", device=DEVICE)
         tgo.detach(target)
         for model in models.values():
-            tgo.offload(model, "90%", inputs=(X,), device="cpu").detach()
+            tgo.offload(model, "90%", inputs=(X,), machine="cpu", device=DEVICE).detach()
     with pytest.raises(tgo.SettingsError, match="a str holds no model"):
         tgo.detach("model")
 
 
 def test_offload_on_an_attached_model_replaces_what_was_there() -> None:
     model = linears()
-    before, wanted = everything_of(model), model(X)
-    first = tgo.offload(model, "90%", inputs=(X,), device="cpu")
-    second = tgo.offload(model, "60%", inputs=(X,), device="cpu")
+    before, wanted = everything_of(model), outputs_of(model)
+    first = tgo.offload(model, "90%", inputs=(X,), machine="cpu", device=DEVICE)
+    second = tgo.offload(model, "60%", inputs=(X,), machine="cpu", device=DEVICE)
     assert second.plan.budget_bytes < first.plan.budget_bytes
     assert torch.equal(model(X), wanted)
     assert second.timeline().cycles == 1
@@ -63,10 +69,10 @@ def test_offload_on_an_attached_model_replaces_what_was_there() -> None:
 
 def test_what_was_attached_stays_if_the_new_plan_fails() -> None:
     model = linears()
-    wanted = model(X)
-    run = tgo.offload(model, "90%", inputs=(X,), device="cpu")
+    wanted = outputs_of(model)
+    run = tgo.offload(model, "90%", inputs=(X,), machine="cpu", device=DEVICE)
     with pytest.raises(tgo.BudgetError):
-        tgo.offload(model, "1B", inputs=(X,), device="cpu")
+        tgo.offload(model, "1B", inputs=(X,), machine="cpu", device=DEVICE)
     assert torch.equal(model(X), wanted)
     assert run.timeline().cycles == 1
     run.detach()
@@ -74,18 +80,18 @@ def test_what_was_attached_stays_if_the_new_plan_fails() -> None:
 
 def test_a_part_of_an_attached_model_is_not_offloaded_behind_its_back() -> None:
     model = linears()
-    with tgo.offload(model, "90%", inputs=(X,), device="cpu"):
+    with tgo.offload(model, "90%", inputs=(X,), machine="cpu", device=DEVICE):
         with pytest.raises(tgo.ExecutionError, match="this Linear is part of a Sequential that is attached"):
-            tgo.offload(model[1], "90%", inputs=(X,), device="cpu")  # type: ignore[index]
+            tgo.offload(model[1], "90%", inputs=(X,), machine="cpu", device=DEVICE)  # type: ignore[index]
         model(X)
 
 
 def test_a_paused_plan_is_paused_again_if_the_new_one_fails() -> None:
     model = linears()
-    run = tgo.offload(model, "90%", inputs=(X,), device="cpu")
+    run = tgo.offload(model, "90%", inputs=(X,), machine="cpu", device=DEVICE)
     run.pause()
     with pytest.raises(tgo.BudgetError):
-        tgo.offload(model, "1B", inputs=(X,), device="cpu")
+        tgo.offload(model, "1B", inputs=(X,), machine="cpu", device=DEVICE)
     assert run.is_paused
     with pytest.raises(tgo.ExecutionError, match="paused"):
         model(X)
@@ -94,7 +100,7 @@ def test_a_paused_plan_is_paused_again_if_the_new_one_fails() -> None:
 
 def test_hooks_of_others_that_came_after_planning_are_refused_before_anything_moves() -> None:
     made = case("chain")
-    run = tgo.Executor(made.model, known_plan("chain"), device="cpu")
+    run = tgo.Executor(made.model, known_plan("chain"), device=DEVICE)
     before = everything_of(made.model)
     vars(made.model.blocks[1])["_hf_hook"] = object()  # the mark that accelerate leaves
     with pytest.raises(tgo.SettingsError, match=r"blocks\.1 has offloading hooks of accelerate"):
@@ -123,6 +129,7 @@ class Locking(CpuDevice):
             self.locked.remove(home.data_ptr())
 
 
+@only_on_the_cpu("its device counts locks, and refuses them")
 def test_page_locks_are_undone_if_a_later_one_fails() -> None:
     """Also those of spilled activations."""
     torch.manual_seed(0)
@@ -193,6 +200,7 @@ print((process.memory_info().rss - before) / plan.trace.weight_bytes)
 """
 
 
+@only_on_the_cpu("a script that counts the memory of its own process")
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems' C libraries have no malloc_trim")
 def test_the_memory_that_weights_leave_goes_back_to_the_system() -> None:
     result = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True)

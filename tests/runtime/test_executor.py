@@ -22,7 +22,21 @@ import taskgraph_offload as tgo
 
 from .. import running
 from ..guard import Guard
-from ..running import MODELS, STRATEGIES, Case, assert_equal, assert_runs_like, case, plan_of, spilling
+from ..running import (
+    DEVICE,
+    MODELS,
+    STRATEGIES,
+    Case,
+    assert_equal,
+    assert_runs_like,
+    assert_within_budget,
+    case,
+    devices,
+    only_on_the_cpu,
+    plainly,
+    plan_of,
+    spilling,
+)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -34,7 +48,7 @@ def test_every_strategy_gives_the_outputs_of_the_plain_model(name: str) -> None:
         plan = running.known_plan(name, strategy)
         run = assert_runs_like(made, plan, wanted)
         assert (run.stats.divergences, run.stats.demand_loads) == (0, 0), strategy
-        assert run.stats.peak_bytes <= plan.budget_bytes, strategy
+        assert_within_budget(run)
         assert_equal(made_without_grad(made), wanted, "after detach")
 
 
@@ -81,10 +95,11 @@ def test_attention_that_is_fused_only_while_it_is_traced_stays_in_the_budget(mon
 @pytest.mark.parametrize("strategy", ["layerwise", "auto"])
 def test_a_llama_generates_the_same_tokens(strategy: str) -> None:
     made = case("llama")
-    ids = torch.arange(5).reshape(1, 5)
+    ids = torch.arange(5, device=DEVICE).reshape(1, 5)
     arguments = dict(max_new_tokens=6, do_sample=False, use_cache=True, pad_token_id=0)
-    wanted = made.model.generate(ids, **arguments)
-    with tgo.Executor(made.model, plan_of(made, strategy), device="cpu") as run, Guard(run):
+    with plainly(made.model):
+        wanted = made.model.generate(ids, **arguments)
+    with tgo.Executor(made.model, plan_of(made, strategy), device=DEVICE) as run, Guard(run):
         assert torch.equal(made.model.generate(ids, **arguments), wanted)
 
 
@@ -92,8 +107,9 @@ def test_a_whisper_generates_the_same_tokens() -> None:
     made = case("whisper")
     arguments = dict(max_new_tokens=4, do_sample=False, language=None, task=None)
     features = made.inputs["input_features"]
-    wanted = made.model.generate(features, **arguments)
-    with tgo.Executor(made.model, plan_of(made), device="cpu") as run, Guard(run):
+    with plainly(made.model):
+        wanted = made.model.generate(features, **arguments)
+    with tgo.Executor(made.model, plan_of(made), device=DEVICE) as run, Guard(run):
         assert torch.equal(made.model.generate(features, **arguments), wanted)
 
 
@@ -103,7 +119,7 @@ def test_batch_norm_in_training_keeps_the_statistics_of_the_plain_model(strategy
     made = Case(running.Normed().train(), {"input": torch.randn(4, 8)})
     made.inputs = {"x": made.inputs["input"]}
     plain = Case(copy.deepcopy(made.model), made.inputs)
-    with tgo.Executor(made.model, plan_of(made, strategy), device="cpu") as run, torch.no_grad():
+    with tgo.Executor(made.model, plan_of(made, strategy), device=DEVICE) as run, torch.no_grad():
         for _ in range(3):
             with Guard(run):
                 assert_equal(made(), plain())
@@ -117,7 +133,7 @@ def assert_same_state(model: nn.Module, plain: nn.Module) -> None:
         assert torch.equal(tensor, wanted[name]), name
 
 
-@pytest.mark.parametrize("device", ["cpu", "checked:1", "checked:2", "checked:3"])
+@pytest.mark.parametrize("device", devices("cpu", "checked:1", "checked:2", "checked:3"))
 def test_skips_that_leave_the_device_come_back_as_they_were(device: str) -> None:
     torch.manual_seed(0)
     made = Case(running.Skips(), {"x": torch.randn(64, 16)})
@@ -138,7 +154,7 @@ def test_spilling_makes_room() -> None:
     spills = [(f"~down.{i}/0", f"down.{i + 1}", f"down.{i + 2}", "middle") for i in range(2)]
     peaks = []
     for chosen in (plan, spilling(plan, *spills)):
-        with tgo.Executor(made.model, chosen, device="cpu") as run, torch.no_grad(), Guard(run, made.inputs) as guard:
+        with tgo.Executor(made.model, chosen, device=DEVICE) as run, torch.no_grad(), Guard(run, made.inputs) as guard:
             made()
         peaks.append(guard.peak_bytes)
     assert peaks[1] <= peaks[0] - plan.activations["~down.0/0"].nbytes
@@ -146,7 +162,7 @@ def test_spilling_makes_room() -> None:
 
 def test_the_guard_bites() -> None:
     made = case("chain")
-    with tgo.Executor(made.model, plan_of(made), device="cpu") as run, torch.no_grad():
+    with tgo.Executor(made.model, plan_of(made), device=DEVICE) as run, torch.no_grad():
         with Guard(run):
             made()
         with pytest.raises(AssertionError, match=r"touches the home of blocks\.2"), Guard(run):
@@ -156,7 +172,7 @@ def test_the_guard_bites() -> None:
 def test_one_call_plans_and_attaches() -> None:
     made = case("chain")
     wanted = made_without_grad(made)
-    run = tgo.offload(made.model, "60%", inputs=made.inputs, strategy="layerwise", device="cpu")
+    run = tgo.offload(made.model, "60%", inputs=made.inputs, strategy="layerwise", device=DEVICE)
     assert_equal(made_without_grad(made), wanted)
     run.detach()
     assert run.plan.strategy == "layerwise"
@@ -166,7 +182,7 @@ def test_one_call_plans_and_attaches() -> None:
 def test_executors_take_turns() -> None:
     first, second = case("chain"), case("vit")
     wanted = [made_without_grad(made) for made in (first, second)]
-    runs = [tgo.Executor(made.model, plan_of(made), device="cpu", lazy=True).attach() for made in (first, second)]
+    runs = [tgo.Executor(made.model, plan_of(made), device=DEVICE, lazy=True).attach() for made in (first, second)]
     for _ in range(2):
         for made, run, outputs in zip((first, second), runs, wanted, strict=True):
             run.resume()
@@ -183,7 +199,7 @@ def test_a_pause_frees_the_memory_at_once() -> None:
     gc.collect()
     gc.disable()
     try:
-        with tgo.Executor(made.model, plan_of(made), device="cpu") as run:
+        with tgo.Executor(made.model, plan_of(made), device=DEVICE) as run:
             made_without_grad(made)
             assert run._conductor is not None
             memory = weakref.ref(run._conductor._arena.memory)
@@ -195,12 +211,13 @@ def test_a_pause_frees_the_memory_at_once() -> None:
 
 def test_a_lazy_executor_takes_memory_at_the_first_forward() -> None:
     made = case("chain")
-    with tgo.Executor(made.model, plan_of(made), device="cpu", lazy=True) as run:
+    with tgo.Executor(made.model, plan_of(made), device=DEVICE, lazy=True) as run:
         assert run._conductor is None
         made()
         assert run._conductor is not None
 
 
+@only_on_the_cpu("a script that counts the memory of its own process")
 def test_the_host_holds_one_copy_of_the_weights() -> None:
     program = Path(__file__).parent.parent.parent / "benchmarks" / "host_memory.py"
     printed = subprocess.run([sys.executable, program, "1"], capture_output=True, text=True, check=True).stdout

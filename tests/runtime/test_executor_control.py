@@ -21,7 +21,7 @@ from taskgraph_offload.runtime.forwards import Forwards
 
 from ..guard import Guard
 from ..left_behind import attached
-from ..running import Case, assert_equal, case, known_plan, plan_of
+from ..running import DEVICE, Case, assert_equal, case, known_plan, only_on_the_cpu, plan_of
 
 
 @pytest.fixture
@@ -37,6 +37,7 @@ def nothing_hangs() -> Any:
     faulthandler.cancel_dump_traceback_later()
 
 
+@only_on_the_cpu("copies by its threads fail")
 @pytest.mark.parametrize("number", range(4))
 @pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
 def test_a_copy_that_fails_is_an_error_and_the_next_forward_is_right(
@@ -65,6 +66,7 @@ def failing(number: int, error: type[BaseException]) -> Any:
     return fails
 
 
+@only_on_the_cpu("copies by its threads fail")
 def test_a_failed_copy_is_told_once_by_whoever_waits_for_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "copy_bytes", failing(0, MemoryError))
     memory = torch.zeros(1, dtype=torch.uint8)
@@ -148,7 +150,7 @@ def test_a_turn_of_a_thread_that_is_gone_is_over(made: Case, monkeypatch: pytest
 
 def test_a_forward_that_the_user_sets_while_attached_is_kept(made: Case) -> None:
     plain = type(made.model).forward
-    with tgo.Executor(made.model, known_plan("chain"), device="cpu"), torch.no_grad():
+    with tgo.Executor(made.model, known_plan("chain"), device=DEVICE), torch.no_grad():
         wanted = made()[0]
         mine = made.model.forward = lambda x: 2 * plain(made.model, x)
         assert_equal(made(), [2 * wanted])
@@ -158,7 +160,7 @@ def test_a_forward_that_the_user_sets_while_attached_is_kept(made: Case) -> None
 
 
 def test_a_wrapper_of_the_attached_forward_still_works_when_it_is_detached(made: Case) -> None:
-    with tgo.Executor(made.model, known_plan("chain"), device="cpu"), torch.no_grad():
+    with tgo.Executor(made.model, known_plan("chain"), device=DEVICE), torch.no_grad():
         wanted = made()[0]
         attached_forward = made.model.forward
         made.model.forward = lambda x: 2 * attached_forward(x)
@@ -199,7 +201,7 @@ class Codec(nn.Module):
 def test_a_second_executor_for_another_method_or_for_a_part_is_refused() -> None:
     encode, decode = (Case(Codec(), {"x": torch.randn(1, 4)}, entry) for entry in ("encode", "decode"))
     decode.model = encode.model
-    first, second = (tgo.Executor(made.model, plan_of(made), device="cpu") for made in (encode, decode))
+    first, second = (tgo.Executor(made.model, plan_of(made), device=DEVICE) for made in (encode, decode))
     with first, pytest.raises(tgo.ExecutionError, match="attached already"):
         second.attach()
 
@@ -209,7 +211,7 @@ def test_executors_on_a_model_and_on_a_part_of_it_are_refused(outer_first: bool)
     outer = case("chain")
     inner = Case(outer.model.blocks[0], {"x": torch.randn(1, 4)})
     cases = [(outer, known_plan("chain")), (inner, plan_of(inner))]
-    runs = [tgo.Executor(made.model, plan, device="cpu") for made, plan in cases]
+    runs = [tgo.Executor(made.model, plan, device=DEVICE) for made, plan in cases]
     first, second = runs if outer_first else reversed(runs)
     with first, pytest.raises(tgo.ExecutionError, match="attached already"):
         second.attach()
@@ -220,6 +222,7 @@ def test_a_device_must_be_one(made: Case) -> None:
         tgo.Executor(made.model, known_plan("chain"), device=0)  # type: ignore[arg-type]
 
 
+@only_on_the_cpu("only its devices can be closed")
 @pytest.mark.parametrize("lazy", [True, False])
 def test_a_device_that_was_closed_is_refused(made: Case, lazy: bool) -> None:
     run = tgo.Executor(made.model, known_plan("chain"), device=CpuDevice(), lazy=lazy)
@@ -230,6 +233,7 @@ def test_a_device_that_was_closed_is_refused(made: Case, lazy: bool) -> None:
     made()
 
 
+@only_on_the_cpu("its threads are counted")
 @pytest.mark.parametrize("lazy", [True, False])
 def test_what_nobody_detaches_is_let_go_with_the_model(lazy: bool) -> None:
     unpinned: list[int] = []

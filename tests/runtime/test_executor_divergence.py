@@ -15,7 +15,7 @@ from taskgraph_offload.runtime.needs import Side
 from .. import running
 from ..guard import Guard
 from ..left_behind import attached, everything_of
-from ..running import Case, assert_equal, case, known_plan
+from ..running import DEVICE, Case, assert_equal, case, known_plan, plainly
 
 STRATEGIES = ["layerwise", "auto"]
 
@@ -150,7 +150,8 @@ def test_an_error_inside_the_context_detaches(made: Case) -> None:
 def test_a_block_may_be_called_by_itself(made: Case) -> None:
     x = made.inputs["x"]
     with torch.no_grad():
-        wanted, alone = made(), made.model.blocks[3](x)
+        with plainly(made.model):
+            wanted, alone = made(), made.model.blocks[3](x)
         with attached(made) as run:
             for _ in range(2):
                 with Guard(run):
@@ -166,10 +167,11 @@ def test_a_block_may_be_called_by_itself(made: Case) -> None:
 
 
 def test_another_method_of_the_model_is_served_too() -> None:
-    made, image = case("vae decoder"), torch.randn(1, 3, 16, 16)
+    made, image = case("vae decoder"), torch.randn(1, 3, 16, 16).to(DEVICE)
     with torch.no_grad():
-        wanted, decoded = made.model(image).sample, made()
-        with tgo.Executor(made.model, known_plan("vae decoder"), device="cpu") as run:
+        with plainly(made.model):
+            wanted, decoded = made.model(image).sample, made()
+        with tgo.Executor(made.model, known_plan("vae decoder"), device=DEVICE) as run:
             for _ in range(2):
                 with Guard(run):
                     assert torch.equal(made.model(image).sample, wanted)
@@ -179,7 +181,7 @@ def test_another_method_of_the_model_is_served_too() -> None:
 def test_two_executors_on_one_model_are_refused(made: Case) -> None:
     with attached(made):
         with pytest.raises(tgo.ExecutionError, match="attached already"):
-            tgo.Executor(made.model, known_plan("chain"), device="cpu").attach()
+            tgo.Executor(made.model, known_plan("chain"), device=DEVICE).attach()
         with torch.no_grad():
             made()
 
@@ -188,12 +190,12 @@ def test_a_plan_for_another_model_is_refused_and_leaves_no_trace() -> None:
     made = case("vit")
     before = everything_of(made.model)
     with pytest.raises(tgo.PlanError):
-        tgo.Executor(made.model, known_plan("chain"), device="cpu").attach()
+        tgo.Executor(made.model, known_plan("chain"), device=DEVICE).attach()
     assert everything_of(made.model) == before
 
 
 def test_an_executor_can_be_attached_again(made: Case) -> None:
-    run = tgo.Executor(made.model, known_plan("chain"), device="cpu")
+    run = tgo.Executor(made.model, known_plan("chain"), device=DEVICE)
     with torch.no_grad():
         wanted = made()
         for _ in range(2):

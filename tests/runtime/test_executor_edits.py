@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import taskgraph_offload as tgo
 
 from ..guard import Guard
-from ..running import Case, assert_equal, case, known_plan, plan_of
+from ..running import DEVICE, Case, assert_equal, case, devices, known_plan, plainly, plan_of
 
 STRATEGIES = ["resident", "layerwise", "sequential"]
 OTHER = "blocks.1.down.weight"
@@ -24,7 +24,7 @@ OTHER = "blocks.1.down.weight"
 @contextmanager
 def attached(made: Case, strategy: str = "layerwise", **options: Any) -> Iterator[tgo.Executor]:
     """Under a plan, without gradients; every forward is guarded."""
-    with tgo.Executor(made.model, known_plan("chain", strategy), device="cpu", **options) as run, torch.no_grad():
+    with tgo.Executor(made.model, known_plan("chain", strategy), device=DEVICE, **options) as run, torch.no_grad():
         yield run
 
 
@@ -107,9 +107,9 @@ def test_weights_that_were_swapped_and_swapped_back_are_the_old_ones(kind: str, 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_functional_call_leaves_the_weights_and_its_own_tensors_alone(strategy: str) -> None:
-    made, plain, other = case("chain"), case("chain"), torch.ones(4, 64)
+    made, plain, other = case("chain"), case("chain"), torch.ones(4, 64, device=DEVICE)
     given = {OTHER: other.reshape(made.model.get_parameter(OTHER).shape)}
-    with torch.no_grad():
+    with torch.no_grad(), plainly(plain.model):
         wanted, normal = torch.func.functional_call(plain.model, given, (), plain.inputs), plain()
     with attached(made, strategy):
         made()
@@ -156,7 +156,7 @@ def test_a_buffer_that_each_forward_replaces_is_the_callers_to_keep() -> None:
     made.model.state = torch.zeros(2, 4)
     with torch.no_grad():
         wanted = [plain() for _ in range(4)]
-        with tgo.Executor(made.model, plan, device="cpu"):
+        with tgo.Executor(made.model, plan, device=DEVICE):
             got = [made() for _ in range(4)]
         for one, other in zip(got, wanted, strict=True):
             assert_equal(one, other)
@@ -166,7 +166,7 @@ def test_a_buffer_that_each_forward_replaces_is_the_callers_to_keep() -> None:
 def test_other_data_under_a_weight_with_an_alias_is_refused_until_it_is_mended() -> None:
     made = Case(nn.Sequential(*(nn.Linear(8, 8) for _ in range(4))), {"input": torch.ones(1, 8)})
     made.model[1].shown = {"rows": [made.model[1].weight.detach()[:2]]}
-    with torch.no_grad(), tgo.Executor(made.model, plan_of(made), device="cpu"):
+    with torch.no_grad(), tgo.Executor(made.model, plan_of(made), device=DEVICE):
         wanted, old = made(), made.model[1].weight.data
         made.model[1].weight.data = torch.zeros(8, 8)
         with pytest.raises(tgo.ExecutionError, match=r"'1.weight' is shown in several places.* detach, and plan again"):
@@ -180,7 +180,7 @@ def test_other_data_under_a_weight_with_an_alias_is_refused_until_it_is_mended()
 def test_a_view_of_a_weight_in_a_dict_still_shows_it() -> None:
     made = Case(nn.Sequential(*(nn.Linear(8, 8) for _ in range(4))), {"input": torch.ones(1, 8)})
     made.model[1].shown = {"rows": [made.model[1].weight.detach()[:2]]}
-    with torch.no_grad(), tgo.Executor(made.model, plan_of(made), device="cpu"):
+    with torch.no_grad(), tgo.Executor(made.model, plan_of(made), device=DEVICE):
         made()
         made.model[1].weight.fill_(3)
         assert (made.model[1].shown["rows"][0] == 3).all()
@@ -204,7 +204,7 @@ def test_a_model_that_is_converted_and_then_detached_keeps_what_it_was_given(con
     torch.manual_seed(0)
     made = Case(nn.Sequential(*(nn.Conv2d(4, 4, 3) for _ in range(4))), {"input": torch.randn(1, 4, 12, 12)})
     plain, convert, threads = copy.deepcopy(made.model), CONVERSIONS[conversion], threading.active_count()
-    run = tgo.Executor(made.model, plan_of(made), device="cpu", lazy=before == "lazy").attach()
+    run = tgo.Executor(made.model, plan_of(made), device=DEVICE, lazy=before == "lazy").attach()
     with torch.no_grad():
         if before in ("forward", "pause"):
             made()
@@ -244,7 +244,7 @@ def test_edits_after_the_last_forward_and_during_a_pause_count(strategy: str) ->
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("name", ["blocks.1.up.weight", "blocks.4.up.weight", "scale"])
-@pytest.mark.parametrize("device", ["cpu", "checked"])
+@pytest.mark.parametrize("device", devices("cpu", "checked"))
 def test_a_hook_that_edits_a_weight_during_a_forward_is_heard(name: str, strategy: str, device: str) -> None:
     made, plain = case("chain"), case("chain")
 
@@ -279,7 +279,7 @@ def test_a_forward_may_give_a_weight_other_data() -> None:
     plan = plan_of(made)
     plain = Case(copy.deepcopy(made.model), made.inputs)
     with torch.no_grad():
-        with tgo.Executor(made.model, plan, device="cpu"):
+        with tgo.Executor(made.model, plan, device=DEVICE):
             for _ in range(3):
                 assert_equal(made(), plain())
         assert_equal(made(), plain())

@@ -16,7 +16,7 @@ import taskgraph_offload as tgo
 from taskgraph_offload.devices.virtual import VirtualDevice
 from taskgraph_offload.runtime.needs import standing_bundles
 
-from ..running import MODELS, STRATEGIES, Case, case, known_plan
+from ..running import DEVICE, MODELS, STRATEGIES, Case, case, known_plan, only_on_the_cpu
 from ..sweeps import mostly_slow
 
 BLOCK_BYTES = 1 << 20
@@ -34,6 +34,9 @@ class OneWeight(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.weight[0, 0]
+
+
+virtual = only_on_the_cpu("its time is virtual")
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +61,7 @@ def paced(plan: tgo.Plan) -> VirtualDevice:
     return VirtualDevice(seconds=dict.fromkeys((call.name for call in plan.trace.calls), BLOCK_SECONDS))
 
 
+@virtual
 def test_layerwise_hides_copies_behind_compute(blocks: Case) -> None:
     plan = planner_for(blocks, "2.5MiB", "layerwise").plan()
     timeline = measured(blocks, plan, paced(plan))
@@ -65,6 +69,7 @@ def test_layerwise_hides_copies_behind_compute(blocks: Case) -> None:
     assert (timeline.overlap, timeline.stall_seconds) == (pytest.approx(1), pytest.approx(0))
 
 
+@virtual
 def test_sequential_hides_nothing(blocks: Case) -> None:
     plan = planner_for(blocks, "2.5MiB", "sequential").plan()
     timeline = measured(blocks, plan, paced(plan))
@@ -72,6 +77,7 @@ def test_sequential_hides_nothing(blocks: Case) -> None:
     assert (timeline.overlap, timeline.stall_seconds) == (pytest.approx(0), pytest.approx(8 * BLOCK_SECONDS))
 
 
+@virtual
 @pytest.mark.parametrize("strategy", ["layerwise", "sequential", "auto"])
 def test_the_prediction_is_right_once_calibrated(blocks: Case, strategy: str) -> None:
     """The planner has guessed wrong: the calls, the rate of the link and its latency."""
@@ -113,6 +119,7 @@ def as_issued(plan: tgo.Plan) -> tgo.Plan:
     return replace(plan, cold=(*throughout, *others), steady=tuple(gated(1, plan.steady)))
 
 
+@virtual
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("name", mostly_slow(MODELS, QUICK))
 def test_every_task_runs_when_it_was_predicted(name: str, strategy: str) -> None:
@@ -126,6 +133,7 @@ def test_every_task_runs_when_it_was_predicted(name: str, strategy: str) -> None
         assert timeline.step_seconds == pytest.approx(plan.predict(4).step_seconds, abs=1e-9)
 
 
+@virtual
 @pytest.mark.parametrize("strategy", ["resident", "layerwise", "sequential"])
 def test_a_plan_is_followed_as_it_stands_where_nothing_is_needed_throughout(blocks: Case, strategy: str) -> None:
     plan = planner_for(blocks, "9MiB" if strategy == "resident" else "3.5MiB", strategy).plan()
@@ -140,7 +148,7 @@ def test_a_plan_is_followed_as_it_stands_where_nothing_is_needed_throughout(bloc
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_measured_timeline_has_the_tasks_of_the_plan(strategy: str) -> None:
     made, plan = case("chain"), known_plan("chain", strategy)
-    with tgo.Executor(made.model, plan, device="cpu") as run, torch.no_grad():
+    with tgo.Executor(made.model, plan, device=DEVICE) as run, torch.no_grad():
         for _ in range(3):
             made()
         timeline = run.timeline()
@@ -155,6 +163,7 @@ def test_a_measured_timeline_has_the_tasks_of_the_plan(strategy: str) -> None:
     assert [span.call for span in timeline.lane("compute", 1)] == [call.name for call in plan.trace.calls]
 
 
+@virtual
 def test_no_task_begins_before_what_it_waits_for_and_stalls_have_a_cause(blocks: Case) -> None:
     plan = planner_for(blocks, "2.5MiB", "sequential").plan()
     timeline = measured(blocks, plan, paced(plan), forwards=3)
@@ -169,7 +178,7 @@ def test_no_task_begins_before_what_it_waits_for_and_stalls_have_a_cause(blocks:
 
 def test_the_last_five_forwards_are_kept() -> None:
     made = case("chain")
-    with tgo.Executor(made.model, known_plan("chain"), device="cpu") as run, torch.no_grad():
+    with tgo.Executor(made.model, known_plan("chain"), device=DEVICE) as run, torch.no_grad():
         with pytest.raises(tgo.ExecutionError, match="no forward has run"):
             run.timeline()
         for _ in range(9):
@@ -182,7 +191,7 @@ def test_the_last_five_forwards_are_kept() -> None:
 
 def test_the_totals_are_those_of_the_plan() -> None:
     made, plan = case("chain"), known_plan("chain")
-    with tgo.Executor(made.model, plan, device="cpu") as run, torch.no_grad():
+    with tgo.Executor(made.model, plan, device=DEVICE) as run, torch.no_grad():
         for _ in range(3):
             made()
     assert run.stats.divergences == run.stats.demand_loads == run.stats.skipped_spills == 0
@@ -194,7 +203,7 @@ def test_the_totals_are_those_of_the_plan() -> None:
 
 def test_a_forward_that_broke_off_is_not_in_the_timeline() -> None:
     made = case("chain")
-    with tgo.Executor(made.model, known_plan("chain"), device="cpu") as run, torch.no_grad():
+    with tgo.Executor(made.model, known_plan("chain"), device=DEVICE) as run, torch.no_grad():
         made()
         handle = made.model.blocks[2].register_forward_pre_hook(running_into_trouble)
         with pytest.raises(ZeroDivisionError):

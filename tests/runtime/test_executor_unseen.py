@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import taskgraph_offload as tgo
-from taskgraph_offload.devices.checked import CheckedDevice
 
 from .. import running
 from ..left_behind import everything_of
-from ..running import STRATEGIES, Case, assert_equal, case, known_plan, plan_of
+from ..running import DEVICE, STRATEGIES, Case, assert_equal, case, devices, known_plan, plainly, plan_of
 
 
 class NormedBetween(running.Normed):
@@ -31,20 +30,22 @@ class NormedBetween(running.Normed):
         return self.last(super().forward(x) + mean)
 
 
-@pytest.mark.parametrize("seed", [None, 0, 1, 2])
+@pytest.mark.parametrize("device", devices("cpu", "checked:0", "checked:1", "checked:2"))
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("make", [running.Normed, NormedBetween])
 def test_statistics_are_kept_though_the_plan_was_made_for_eval(
-    make: Callable[[], nn.Module], strategy: str, seed: int | None
+    make: Callable[[], nn.Module], strategy: str, device: str
 ) -> None:
     torch.manual_seed(0)
-    x = torch.randn(4, 8)
+    x = torch.randn(4, 8).to(DEVICE)
     model, plain = make().eval(), make().eval()
     plain.load_state_dict(model.state_dict())
     plan = plan_of(Case(model, {"x": x}), strategy)
-    with torch.no_grad(), tgo.Executor(model, plan, device="cpu" if seed is None else CheckedDevice(seed)):
+    with torch.no_grad(), tgo.Executor(model, plan, device=device):
         for trains in (False, True, True, False):
-            assert torch.equal(model.train(trains)(x), plain.train(trains)(x))
+            with plainly(plain):
+                wanted = plain.train(trains)(x)
+            assert torch.equal(model.train(trains)(x), wanted)
             for name, tensor in plain.state_dict().items():
                 assert torch.equal(tensor, model.state_dict()[name]), name
 
@@ -57,7 +58,7 @@ def test_other_data_for_a_weight_in_the_middle_of_a_forward_is_refused_and_kept(
     def edit(*_: object) -> None:
         weight.data = weight.data * 1.5
 
-    with torch.no_grad(), tgo.Executor(made.model, known_plan("chain", strategy), device="cpu"):
+    with torch.no_grad(), tgo.Executor(made.model, known_plan("chain", strategy), device=DEVICE):
         made()
         handle = made.model.blocks[1].register_forward_hook(edit)
         with pytest.raises(tgo.ExecutionError, match=r"blocks.2.up.weight' was given other data .* do that between"):
@@ -70,7 +71,7 @@ def test_other_data_for_a_weight_in_the_middle_of_a_forward_is_refused_and_kept(
 
 def test_memory_that_is_shared_with_other_processes_is_the_home_from_then_on() -> None:
     made, plain = case("chain"), case("chain")
-    with torch.no_grad(), tgo.Executor(made.model, known_plan("chain"), device="cpu"):
+    with torch.no_grad(), tgo.Executor(made.model, known_plan("chain"), device=DEVICE):
         for one in (made, plain):
             one()
             one.model.share_memory()
@@ -94,14 +95,14 @@ def test_a_lazy_conjugate_or_negative_is_refused_before_anything_moves(lazily: A
     model = nn.Sequential(*(Lazy() for _ in range(3)))
     plan, before = plan_of(Case(model, {"input": torch.randn(4, 4)}), "layerwise"), everything_of(model)
     with pytest.raises(tgo.ExecutionError, match=r"'0.w' is a lazy conjugate or negative .*resolve_conj"):
-        tgo.Executor(model, plan, device="cpu").attach()
+        tgo.Executor(model, plan, device=DEVICE).attach()
     assert everything_of(model) == before
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 def test_a_forked_process_gets_an_error_and_does_not_hang() -> None:
     made = case("chain")
-    with torch.no_grad(), tgo.Executor(made.model, known_plan("chain"), device="cpu") as run:
+    with torch.no_grad(), tgo.Executor(made.model, known_plan("chain"), device=DEVICE) as run:
         made()
         child = os.fork()
         if not child:
@@ -117,7 +118,7 @@ def test_a_forked_process_gets_an_error_and_does_not_hang() -> None:
 
 def test_stats_begin_anew_with_each_attach() -> None:
     made, found = case("chain"), []
-    run = tgo.Executor(made.model, known_plan("chain"), device="cpu")
+    run = tgo.Executor(made.model, known_plan("chain"), device=DEVICE)
     for _ in range(2):
         with run, torch.no_grad():
             made()
@@ -128,7 +129,7 @@ def test_stats_begin_anew_with_each_attach() -> None:
 
 def test_the_measured_memory_begins_with_the_arena() -> None:
     made, plan = case("chain"), known_plan("chain")
-    with torch.no_grad(), tgo.Executor(made.model, plan, device="cpu") as run:
+    with torch.no_grad(), tgo.Executor(made.model, plan, device=DEVICE) as run:
         for _ in range(2):
             made()
         timeline = run.timeline()

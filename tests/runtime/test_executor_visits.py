@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 
 import taskgraph_offload as tgo
-from taskgraph_offload.devices.checked import CheckedDevice
 
 from .. import models, running
 from ..guard import Guard
 from ..left_behind import attached, everything_of
-from ..running import Case, assert_equal, case, known_plan, plan_of
+from ..running import DEVICE, Case, assert_equal, case, devices, known_plan, plainly, plan_of
 
 
 @pytest.fixture
@@ -38,15 +37,15 @@ class StepCache(nn.Module):
         return x + self.blocks[1].down(self.blocks[1].up(x)) if self.asks else x
 
 
-@pytest.mark.parametrize("seed", [None, *range(5)])
+@pytest.mark.parametrize("device", devices("cpu", "checked:0", "checked:1", "checked:2", "checked:3", "checked:4"))
 @pytest.mark.parametrize("strategy", running.STRATEGIES)
-def test_an_inner_module_may_be_called_outside_of_its_block(made: Case, strategy: str, seed: int | None) -> None:
+def test_an_inner_module_may_be_called_outside_of_its_block(made: Case, strategy: str, device: str) -> None:
     cached = Case(StepCache(made.model), made.inputs)
     plan = plan_of(cached, strategy)
     cached.model.asks = True
     with torch.no_grad():
         wanted = cached()
-        with tgo.Executor(cached.model, plan, device="cpu" if seed is None else CheckedDevice(seed)) as run:
+        with tgo.Executor(cached.model, plan, device=device) as run:
             for number in range(3):
                 with Guard(run):
                     assert_equal(cached(), wanted)
@@ -58,17 +57,18 @@ def test_an_inner_module_may_be_called_outside_of_its_block(made: Case, strategy
             assert run.stats.demand_loads == loads  # the plan goes on as if nothing had been
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_so_may_one_where_the_plan_cuts_inside_of_blocks(seed: int) -> None:
+@pytest.mark.parametrize("device", devices("checked:0", "checked:1", "checked:2", "checked:3", "checked:4"))
+def test_so_may_one_where_the_plan_cuts_inside_of_blocks(device: str) -> None:
     made, plan = case("vit"), known_plan("vit", "auto")
     places = {call.boundary.module for call in plan.trace.calls}
-    hidden = torch.randn(1, 5, 16)
+    hidden = torch.randn(1, 5, 16).to(DEVICE)
     inner = [module for name, module in made.model.named_modules() if name.startswith("layers.1.") and name in places]
     assert inner
     with torch.no_grad():
-        wanted = made()
-        alone = [_output(module, hidden) for module in inner]
-        with tgo.Executor(made.model, plan, device=CheckedDevice(seed)) as run:
+        with plainly(made.model):
+            wanted = made()
+            alone = [_output(module, hidden) for module in inner]
+        with tgo.Executor(made.model, plan, device=device) as run:
             for _ in range(2):
                 with Guard(run):
                     assert_equal(made(), wanted)
@@ -88,13 +88,14 @@ def _output(module: nn.Module, x: Tensor) -> Tensor:
 def test_an_inner_module_may_run_by_itself_or_fail(made: Case, strategy: str) -> None:
     x, inner = made.inputs["x"], made.model.blocks[3].up
     with torch.no_grad():
-        wanted, alone = made(), inner(x)
+        with plainly(made.model):
+            wanted, alone = made(), inner(x)
         with attached(made, strategy) as run:
             for _ in range(2):
                 with Guard(run):
                     assert_equal([inner(x), inner.forward(x)], [alone, alone])
                     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-                        inner(torch.randn(2, 5))
+                        inner(torch.randn(2, 5).to(DEVICE))
                     assert_equal(made(), wanted)
 
 
@@ -113,11 +114,11 @@ class Nesting(nn.Module):
         return self.last(x) * self.gain
 
 
-@pytest.mark.parametrize("seed", [None, *range(3)])
+@pytest.mark.parametrize("device", devices("cpu", "checked:0", "checked:1", "checked:2"))
 @pytest.mark.parametrize("number", [0, 1, 2, 3])
 @pytest.mark.parametrize("asks", [False, True])
 @pytest.mark.parametrize("strategy", ["sequential", "layerwise", "keep", "auto"])
-def test_a_block_may_run_another_one(strategy: str, asks: bool, number: int, seed: int | None) -> None:
+def test_a_block_may_run_another_one(strategy: str, asks: bool, number: int, device: str) -> None:
     """One whose turn was, or is still to come; when the plan was made, or only since."""
     torch.manual_seed(0)
     others = [models.Block(4, 64) for _ in range(4)]
@@ -131,7 +132,7 @@ def test_a_block_may_run_another_one(strategy: str, asks: bool, number: int, see
         wanted = []
         for made.model.order in orders:
             wanted.append(made())
-        with tgo.Executor(made.model, plan, device="cpu" if seed is None else CheckedDevice(seed)) as run:
+        with tgo.Executor(made.model, plan, device=device) as run:
             for made.model.order, outputs in zip(orders, wanted, strict=True):
                 with Guard(run):
                     assert_equal(made(), outputs)
@@ -161,7 +162,7 @@ def test_an_inner_module_that_several_blocks_share_is_no_surprise(strategy: str)
     made = Case(Shared(), {"x": torch.randn(2, 4)})
     with torch.no_grad():
         wanted = made()
-        with tgo.Executor(made.model, plan_of(made, strategy), device="cpu") as run:
+        with tgo.Executor(made.model, plan_of(made, strategy), device=DEVICE) as run:
             for _ in range(3):
                 with Guard(run):
                     assert_equal(made(), wanted)
@@ -173,7 +174,8 @@ def test_an_inner_module_keeps_a_forward_of_its_own(made: Case) -> None:
     own = inner.forward
     inner.forward = lambda x: own(x) * 2
     with torch.no_grad():
-        wanted, alone = made(), own(x) * 2
+        with plainly(made.model):
+            wanted, alone = made(), own(x) * 2
         with attached(made) as run, Guard(run):
             assert_equal(made(), wanted)
             assert torch.equal(inner(x), alone)
@@ -184,7 +186,7 @@ def test_a_module_inside_of_an_attached_one_is_refused(made: Case) -> None:
     inner = Case(made.model.blocks[1].up, {"input": made.inputs["x"]})
     plan = plan_of(inner, "resident")
     with attached(made), pytest.raises(tgo.ExecutionError, match="attached already"):
-        tgo.Executor(inner.model, plan, device="cpu").attach()
+        tgo.Executor(inner.model, plan, device=DEVICE).attach()
 
 
 def test_what_stands_in_is_not_asked_once_it_is_gone(made: Case) -> None:
@@ -193,7 +195,8 @@ def test_what_stands_in_is_not_asked_once_it_is_gone(made: Case) -> None:
     with attached(made):
         kept = inner.forward
     assert everything_of(made.model) == before
-    assert torch.equal(kept(made.inputs["x"]), inner(made.inputs["x"]))
+    with plainly(made.model):
+        assert torch.equal(kept(made.inputs["x"]), inner(made.inputs["x"]))
 
 
 class Recursive(nn.Module):
@@ -222,8 +225,9 @@ def test_a_block_may_run_itself(strategy: str) -> None:
         wanted = []
         for made.model.order in orders:
             wanted.append(made())
-        alone = made.model.blocks[2](made.inputs["x"])
-        with tgo.Executor(made.model, plan, device="cpu") as run:
+        with plainly(made.model):
+            alone = made.model.blocks[2](made.inputs["x"])
+        with tgo.Executor(made.model, plan, device=DEVICE) as run:
             for made.model.order, outputs in zip(orders, wanted, strict=True):
                 with Guard(run):
                     assert_equal(made(), outputs)
@@ -236,8 +240,9 @@ def test_the_forward_of_a_block_may_be_called_without_its_hooks(strategy: str) -
     made = Case(models.Net([Recursive() for _ in range(4)], range(4)), {"x": torch.randn(2, 4)})
     x, block = made.inputs["x"], made.model.blocks[1]
     with torch.no_grad():
-        wanted, alone = made(), block(x)
-        with tgo.Executor(made.model, plan_of(made, strategy), device="cpu") as run, Guard(run):
+        with plainly(made.model):
+            wanted, alone = made(), block(x)
+        with tgo.Executor(made.model, plan_of(made, strategy), device=DEVICE) as run, Guard(run):
             assert_equal([block.forward(x)], [alone])
             assert_equal(made(), wanted)
 
@@ -257,7 +262,7 @@ def test_another_thread_cannot_use_what_a_block_finds(made: Case) -> None:
         thread.join()
 
     handle = made.model.blocks[1].down.register_forward_pre_hook(in_the_block)
-    with torch.no_grad(), tgo.Executor(made.model, known_plan("chain"), device="cpu"):
+    with torch.no_grad(), tgo.Executor(made.model, known_plan("chain"), device=DEVICE):
         made()
     handle.remove()
     assert "in another thread" in str(found[0])
@@ -266,14 +271,14 @@ def test_another_thread_cannot_use_what_a_block_finds(made: Case) -> None:
 def test_a_wrapper_that_kept_what_stood_in_does_not_bar_the_next_executor(made: Case) -> None:
     """As accelerate's hooks keep a forward, and put it back."""
     for module in (made.model, made.model.blocks[1].up):
-        with tgo.Executor(made.model, known_plan("chain"), device="cpu"):
+        with tgo.Executor(made.model, known_plan("chain"), device=DEVICE):
             kept = module.forward
             module.forward = lambda *args, forward=kept, **kwargs: forward(*args, **kwargs)
             made()
         module.forward = kept
     with torch.no_grad():
         wanted = made()
-        with tgo.Executor(made.model, known_plan("chain"), device="cpu") as run, Guard(run):
+        with tgo.Executor(made.model, known_plan("chain"), device=DEVICE) as run, Guard(run):
             assert_equal(made(), wanted)
 
 
@@ -292,7 +297,7 @@ def test_a_forward_with_attributes_is_put_back(made: Case) -> None:
     for module in (made.model, made.model.blocks[1].up):
         module.forward = own = Timed(module)
         for _ in range(2):
-            with tgo.Executor(made.model, known_plan("chain"), device="cpu"):
+            with tgo.Executor(made.model, known_plan("chain"), device=DEVICE):
                 made()
             assert vars(module)["forward"] is own
 
@@ -319,7 +324,7 @@ def test_no_hook_changes_how_a_module_computes(strategy: str) -> None:
     plan = plan_of(made, strategy)
     with torch.no_grad():
         wanted = made()
-        with tgo.Executor(made.model, plan, device="cpu") as run, Guard(run):
+        with tgo.Executor(made.model, plan, device=DEVICE) as run, Guard(run):
             for _ in range(2):
                 assert_equal(made(), wanted)
             assert run.stats.divergences == 0

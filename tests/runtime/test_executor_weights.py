@@ -16,7 +16,7 @@ import taskgraph_offload as tgo
 
 from .. import models, running
 from ..guard import Guard
-from ..running import STRATEGIES, Case, assert_equal, case, known_plan, plan_of
+from ..running import DEVICE, STRATEGIES, Case, assert_equal, case, known_plan, plan_of
 
 Edit = Callable[[Any], Any]
 
@@ -25,7 +25,7 @@ Edit = Callable[[Any], Any]
 def attached(request: pytest.FixtureRequest) -> Iterator[Case]:
     """A chain under a plan, after two forwards: residents are there, the first blocks fetched ahead."""
     made = case("chain")
-    with tgo.Executor(made.model, known_plan("chain", request.param), device="cpu"), torch.no_grad():
+    with tgo.Executor(made.model, known_plan("chain", request.param), device=DEVICE), torch.no_grad():
         made()
         made()
         yield made
@@ -175,7 +175,7 @@ def test_tied_weights_stay_tied_and_travel_once(strategy: str) -> None:
     embedding, head = made.model.model.embed_tokens.weight, made.model.lm_head.weight
     assert embedding is head
     plan = known_plan("llama", strategy)
-    with tgo.Executor(made.model, plan, device="cpu"), torch.no_grad():
+    with tgo.Executor(made.model, plan, device=DEVICE), torch.no_grad():
         made()
         embedding.mul_(2)
         outputs = made()
@@ -223,7 +223,7 @@ def test_views_of_one_storage_keep_their_strides_and_their_ties(strategy: str) -
     with torch.no_grad():
         wanted = made()
     strides = {name: tensor.stride() for name, tensor in made.model.state_dict().items()}
-    with tgo.Executor(made.model, plan_of(made, strategy), device="cpu") as run, torch.no_grad():
+    with tgo.Executor(made.model, plan_of(made, strategy), device=DEVICE) as run, torch.no_grad():
         for _ in range(2):
             with Guard(run):
                 assert_equal(made(), wanted)
@@ -245,7 +245,7 @@ def test_odd_weights_are_right(oddity: str) -> None:
     ]
     made = Case(models.Net(blocks, [0, 1, 2, 3, 1]), {"x": torch.randn(2, 4)})
     twin = copy.deepcopy(made.model)
-    with tgo.Executor(made.model, plan_of(made), device="cpu") as run, torch.no_grad():
+    with tgo.Executor(made.model, plan_of(made), device=DEVICE) as run, torch.no_grad():
         for _ in range(3):
             with Guard(run):
                 assert_equal(made(), Case(twin, made.inputs)())
@@ -257,7 +257,7 @@ def test_weights_that_nobody_reads_go_home_and_come_back_with_the_same_value() -
     made = running.chain()
     made.model.unread = nn.Parameter(torch.randn(100))
     unread, value = made.model.unread, made.model.unread.detach().clone()
-    with tgo.Executor(made.model, plan_of(made), device="cpu"):
+    with tgo.Executor(made.model, plan_of(made), device=DEVICE):
         made()
         assert torch.equal(made.model.unread, value)
         assert torch.equal(made.model.state_dict()["unread"], value)

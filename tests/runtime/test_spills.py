@@ -19,10 +19,13 @@ from taskgraph_offload.nouns.graph import print_tasks
 from taskgraph_offload.nouns.trace import INPUT, Activation, Trace
 
 from ..made import lines, plan_of
-from ..running import Case, Skips, assert_equal, assert_runs_like, case, known_plan, spilling
+from ..running import Case, Skips, assert_equal, assert_runs_like, case, devices, known_plan, only_on_the_cpu, spilling
 from ..running import plan_of as plan_of_case
 
 LOW, HIGH = 100, 1000
+
+
+plans = only_on_the_cpu("it plans, and runs nothing")
 
 
 def made_trace(peaks: dict[str, int], *activations: Activation) -> Trace:
@@ -46,6 +49,7 @@ def steady_with(trace: Trace, peak: int) -> list[str] | None:
     return None if spills is None else lines(print_tasks(with_spills(computes, trace, spills)))
 
 
+@plans
 def test_the_largest_leaves_behind_its_last_use_and_returns_behind_the_last_high_call() -> None:
     assert steady_with(UNET, 400) == lines("""
         compute a
@@ -60,6 +64,7 @@ def test_the_largest_leaves_behind_its_last_use_and_returns_behind_the_last_high
     """)
 
 
+@plans
 def test_more_leave_where_one_is_not_enough_and_what_dies_does_not_return() -> None:
     assert steady_with(UNET, 100) == lines("""
         compute a
@@ -77,6 +82,7 @@ def test_more_leave_where_one_is_not_enough_and_what_dies_does_not_return() -> N
     """)
 
 
+@plans
 def test_nothing_leaves_where_nothing_is_high_and_nothing_helps_beyond_the_lowest_peak() -> None:
     movable = findable(UNET, UNET)
     assert choose(UNET, movable, HIGH) == []
@@ -84,6 +90,7 @@ def test_nothing_leaves_where_nothing_is_high_and_nothing_helps_beyond_the_lowes
     assert choose(UNET, movable, 99) is None
 
 
+@plans
 @pytest.mark.parametrize("seed", range(30))
 def test_any_peak_from_the_lowest_on_is_reached_by_a_plan_that_is_proved(seed: int) -> None:
     draw = random.Random(seed)
@@ -109,7 +116,7 @@ def test_any_peak_from_the_lowest_on_is_reached_by_a_plan_that_is_proved(seed: i
     assert least_transients(piece_by_piece(trace)) == [p - w for p, w in zip(peaks.values(), waiting, strict=True)]
 
 
-@pytest.mark.parametrize("device", ["cpu", "checked:1"])
+@pytest.mark.parametrize("device", devices("cpu", "checked:1"))
 @pytest.mark.parametrize("name", ["sdxl", "flux", "llama"])
 def test_what_leaves_is_found_when_the_model_runs(name: str, device: str) -> None:
     made, plan = case(name), known_plan(name, "auto")
@@ -153,6 +160,7 @@ class NotingLane(VirtualLane):
 NOTES: list[str] = []
 
 
+@only_on_the_cpu("a virtual device notes what happens")
 def test_a_storage_lives_until_the_compute_lane_has_waited_for_the_copy_that_fills_it() -> None:
     """Or its memory is given to somebody else, and the copy overwrites that."""
     torch.manual_seed(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -11,13 +12,12 @@ import torch
 from torch import Tensor, nn
 
 import taskgraph_offload as tgo
-from taskgraph_offload.devices.checked import CheckedDevice
 
 from .. import models
 from ..guard import Guard
-from ..running import Case, assert_equal, case, plan_of
+from ..running import DEVICE, Case, assert_equal, assert_within_budget, case, devices, only_on_the_cpu, plainly, plan_of
 
-X = torch.linspace(-1, 1, 8).reshape(2, 4)
+X = torch.linspace(-1, 1, 8).reshape(2, 4).to(DEVICE)
 
 
 class Conditioned(nn.Module):
@@ -139,7 +139,7 @@ def odd(kind: str) -> Case:
     return Case(model, {"x": X})
 
 
-@pytest.mark.parametrize("device", ["cpu", "checked:1", "checked:2"])
+@pytest.mark.parametrize("device", devices("cpu", "checked:1", "checked:2"))
 @pytest.mark.parametrize(
     "kind", ["a view of a weight", "batch norm in training", "weight norm", "a fast path", "a planned block inside"]
 )
@@ -148,13 +148,14 @@ def test_branches_that_read_weights_in_odd_ways(kind: str, device: str) -> None:
     plan = budget_with(plan_of(made, "layerwise"), 2**16 if kind == "a fast path" else 0)  # one operator reads it all
     with torch.no_grad():
         before = {name: tensor.clone() for name, tensor in made.model.state_dict().items()}
-        wanted = [made.model(X, asks=True) for _ in range(3)] + [made.model(X, conjugate=True), made.model(X)]
+        with plainly(made.model):
+            wanted = [made.model(X, asks=True) for _ in range(3)] + [made.model(X, conjugate=True), made.model(X)]
         after = {name: tensor.clone() for name, tensor in made.model.state_dict().items()}
         made.model.load_state_dict(before)
         with tgo.Executor(made.model, plan, device=device) as run:
             got = [made.model(X, asks=True) for _ in range(3)] + [made.model(X, conjugate=True), made.model(X)]
             assert_equal(got, wanted)
-        assert run.stats.peak_bytes <= plan.budget_bytes
+        assert_within_budget(run)
     for name, tensor in made.model.state_dict().items():
         assert torch.equal(tensor, after[name]), name
 
@@ -187,10 +188,11 @@ AUTOENCODERS: dict[str, tuple[Callable[[], Any], Any, str, Any, str]] = {  # wha
 }
 
 
-@pytest.mark.parametrize("device", ["cpu", "checked:1"])
+@pytest.mark.parametrize("device", devices("cpu", "checked:1"))
 @pytest.mark.parametrize("name", AUTOENCODERS)
 def test_the_other_method_of_an_autoencoder_runs_beside_the_planned_one(name: str, device: str) -> None:
     make, given, entry, other, method = AUTOENCODERS[name]
+    given, other = given.to(DEVICE), other.to(DEVICE)
     torch.manual_seed(0)
     model = make().eval()
 
@@ -200,15 +202,17 @@ def test_the_other_method_of_an_autoencoder_runs_beside_the_planned_one(name: st
 
     plan = tgo.Planner(model, "60%", inputs=(given,), entry=entry, machine="cpu", strategy="layerwise").plan()
     with torch.no_grad():
-        wanted = call(entry, given), call(method, other)
+        with plainly(model):
+            wanted = call(entry, given), call(method, other)
         with tgo.Executor(model, plan, device=device) as run:
             for _ in range(2):
                 assert_equal([call(entry, given), call(method, other)], list(wanted))
         assert run.stats.demand_loads
-        assert run.stats.peak_bytes <= plan.budget_bytes
+        assert_within_budget(run)
 
 
-def test_a_tied_weight_may_be_read_where_the_plan_does_not_expect_it() -> None:
+@pytest.mark.parametrize("device", devices("checked:1"))
+def test_a_tied_weight_may_be_read_where_the_plan_does_not_expect_it(device: str) -> None:
     """BART's decoder is planned with the encoder's output; then the encoder runs, too, and shares the embedding."""
     from transformers import BartConfig, BartModel
 
@@ -216,13 +220,14 @@ def test_a_tied_weight_may_be_read_where_the_plan_does_not_expect_it() -> None:
     sizes = small(d_model=16, encoder_ffn_dim=32, decoder_ffn_dim=32, vocab_size=64, max_position_embeddings=32)
     layers = small(encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2)
     model: Any = BartModel(BartConfig(**sizes, **layers)).eval()
-    tokens, seen = torch.ones(1, 5, dtype=torch.long), (torch.randn(1, 5, 16),)
+    tokens, seen = torch.ones(1, 5, dtype=torch.long, device=DEVICE), (torch.randn(1, 5, 16).to(DEVICE),)
     decoding = {"decoder_input_ids": tokens, "encoder_outputs": seen, "use_cache": False}
     whole = {"input_ids": tokens, "decoder_input_ids": tokens, "use_cache": False}
     plan = tgo.Planner(model, "60%", inputs=decoding, machine="cpu", strategy="layerwise").plan()
     with torch.no_grad():
-        wanted = model(**decoding)[0], model(**whole)[0]
-        with tgo.Executor(model, plan, device="checked:1"):
+        with plainly(model):
+            wanted = model(**decoding)[0], model(**whole)[0]
+        with tgo.Executor(model, plan, device=device):
             for _ in range(2):
                 assert_equal([model(**decoding)[0], model(**whole)[0]], list(wanted))
 
@@ -232,9 +237,10 @@ def test_an_interrupt_anywhere_in_a_branch_that_nobody_planned_loses_no_weight()
     made = odd("batch norm in training")
     made.model.eval()
     with torch.no_grad():
-        wanted = made.model(X, asks=True)
+        with plainly(made.model):
+            wanted = made.model(X, asks=True)
         before = {name: tensor.clone() for name, tensor in made.model.state_dict().items()}
-        with tgo.Executor(made.model, plan_of(made, "layerwise"), device="cpu"):
+        with tgo.Executor(made.model, plan_of(made, "layerwise"), device=DEVICE):
             for line in range(0, 4000, 7):
                 if not interrupted(lambda: made.model(X, asks=True), line):
                     break
@@ -277,16 +283,17 @@ def budget_with(plan: tgo.Plan, spare: int) -> tgo.Plan:
 
 
 @pytest.mark.parametrize("spare", [0, 2**16])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("device", devices("checked:0", "checked:1", "checked:2"))
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_the_trace_did_not_read_comes_on_demand(kind: str, seed: int, spare: int) -> None:
+def test_what_the_trace_did_not_read_comes_on_demand(kind: str, device: str, spare: int) -> None:
     torch.manual_seed(0)
     make, other = KINDS[kind]
     made = make()
     plan = budget_with(plan_of(made, "layerwise"), spare)
     with torch.no_grad():
-        wanted, wanted_other = made(), other(made.model)
-        with tgo.Executor(made.model, plan, device=CheckedDevice(seed)) as run:
+        with plainly(made.model):
+            wanted, wanted_other = made(), other(made.model)
+        with tgo.Executor(made.model, plan, device=device) as run:
             for _ in range(3):
                 with Guard(run):
                     assert_equal(made(), wanted)
@@ -294,13 +301,14 @@ def test_what_the_trace_did_not_read_comes_on_demand(kind: str, seed: int, spare
                 with Guard(run):
                     assert_equal([other(made.model)], [wanted_other])
                 assert run.stats.demand_loads > loads
-        assert run.stats.peak_bytes <= plan.budget_bytes
-        assert_equal([other(made.model)], [wanted_other])
+        assert_within_budget(run)
+        with plainly(made.model):
+            assert_equal([other(made.model)], [wanted_other])
 
 
 def test_a_planned_forward_pays_nothing_for_weights_that_it_does_not_read() -> None:
     made = Case(Conditioned(), {"x": X})
-    with torch.no_grad(), tgo.Executor(made.model, plan_of(made), device="cpu") as run:
+    with torch.no_grad(), tgo.Executor(made.model, plan_of(made), device=DEVICE) as run:
         for _ in range(3):
             made()
     assert run.stats.demand_loads == run.stats.divergences == 0
@@ -314,7 +322,7 @@ def test_a_weight_that_finds_no_room_is_refused_by_name_with_a_budget_that_would
     plan = plan_of(made)
     with torch.no_grad():
         wanted = made()
-        with tgo.Executor(made.model, plan, device="cpu") as run:
+        with tgo.Executor(made.model, plan, device=DEVICE) as run:
             with pytest.raises(
                 tgo.ExecutionError, match=r"reads weight 'wide.(weight|bias)' .* budget of \"\d+B\""
             ) as error:
@@ -324,8 +332,9 @@ def test_a_weight_that_finds_no_room_is_refused_by_name_with_a_budget_that_would
     enough = int(str(error.value).rpartition('budget of "')[2].rpartition("B")[0])
     plan = tgo.Planner.for_trace(plan.trace, f"{enough}B", strategy="sequential", machine="cpu").plan()
     with torch.no_grad():
-        wanted = [made.model.wide(X)]
-        with tgo.Executor(made.model, plan, device="cpu") as run, Guard(run):
+        with plainly(made.model):
+            wanted = [made.model.wide(X)]
+        with tgo.Executor(made.model, plan, device=DEVICE) as run, Guard(run):
             assert_equal([made.model.wide(X)], wanted)
 
 
@@ -333,12 +342,12 @@ def test_unread_weights_of_a_model_on_another_device_leave_it_too() -> None:
     """Their homes are in host memory like all others: `state_dict` and edits see true values."""
     made = Case(Conditioned(), {"x": X})
     before = {name: tensor.clone() for name, tensor in made.model.state_dict().items()}
-    with torch.no_grad(), tgo.Executor(made.model, plan_of(made), device="cpu"):
+    with torch.no_grad(), tgo.Executor(made.model, plan_of(made), device=DEVICE):
         made.model(X, condition=X)
         made.model.projection.weight.mul_(2)
         edited = made.model(X, condition=X)
         assert torch.equal(made.model.state_dict()["projection.weight"], 2 * before["projection.weight"])
-    with torch.no_grad():
+    with torch.no_grad(), plainly(made.model):
         assert torch.equal(made.model(X, condition=X), edited)
 
 
@@ -349,10 +358,10 @@ def test_gradients_of_unread_weights_are_those_of_the_plain_model(kind: str, spa
     make, other = KINDS[kind]
     made = make()
     plan = budget_with(plan_of(made, "layerwise"), spare)
-    other(made.model).square().sum().backward()
-    wanted = {name: weight.grad for name, weight in made.model.named_parameters()}
-    made.model.zero_grad()
-    with tgo.Executor(made.model, plan, device="cpu"):
+    twin = copy.deepcopy(made.model).to(DEVICE)
+    other(twin).square().sum().backward()
+    wanted = {name: weight.grad for name, weight in twin.named_parameters()}
+    with tgo.Executor(made.model, plan, device=DEVICE):
         loss = other(made.model).square().sum()
         with torch.no_grad():
             made()
@@ -361,7 +370,7 @@ def test_gradients_of_unread_weights_are_those_of_the_plain_model(kind: str, spa
         if wanted[name] is None:
             assert weight.grad is None
         else:
-            assert torch.equal(weight.grad, wanted[name]), name
+            assert torch.equal(weight.grad, wanted[name].cpu()), name
 
 
 def test_an_edit_between_two_reads_of_one_forward_is_seen() -> None:
@@ -378,12 +387,14 @@ def test_an_edit_between_two_reads_of_one_forward_is_seen() -> None:
     before = made.model.projection.weight.detach().clone()
     plan = plan_of(made)
     with torch.no_grad():
-        wanted = made.model(X, condition=X)
+        with plainly(made.model):
+            wanted = made.model(X, condition=X)
         made.model.projection.weight.copy_(before)
-        with tgo.Executor(made.model, plan, device="cpu"):
+        with tgo.Executor(made.model, plan, device=DEVICE):
             assert torch.equal(made.model(X, condition=X), wanted)
 
 
+@only_on_the_cpu("a device refuses what a GPU cannot do by itself")
 def test_checked_refuses_an_operator_that_mixes_a_weight_at_home_with_other_tensors() -> None:
     """A raw read in the code between the blocks, which no module call announces."""
 
@@ -435,8 +446,9 @@ def test_the_inner_model_of_a_wrapper_may_be_called_directly(strategy: str) -> N
     made = Case(Wrapper(Wrapper(inner)), {"x": X})
     plan = plan_of(made, strategy)
     with torch.no_grad():
-        wanted = made.model.base_model.generate(X, 4)
-        with tgo.Executor(made.model, plan, device="cpu") as run:
+        with plainly(made.model):
+            wanted = made.model.base_model.generate(X, 4)
+        with tgo.Executor(made.model, plan, device=DEVICE) as run:
             made()
             made()
             with Guard(run):
