@@ -1,0 +1,65 @@
+"""Everything that may happen to an executor, on a GPU whose work is late: no output differs, and no two tasks race.
+
+The races are found by the plugin of the simulated GPU, after every test. On a real GPU only outputs are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import taskgraph_offload as tgo
+from taskgraph_offload.runtime import copies
+
+from .. import running
+from ..runtime.test_checked import unless_called_from, waits
+from ..scenarios import SCENARIOS
+from ..simulated_gpu import card
+
+pytestmark = pytest.mark.skipif(running.DEVICE != "cuda", reason="needs TEST_DEVICE=cuda, as `make test-gpu` sets it")
+
+# A kernel that reads an address is ordered by its stream. Python that reads one is not.
+ON_A_GPU = {name: scenario for name, scenario in SCENARIOS.items() if name != "spilled_and_read_unseen"}
+SEEDS = [pytest.param(range(3), id="few"), pytest.param(range(3, 200), id="many", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("seeds", SEEDS)
+@pytest.mark.parametrize("name", ON_A_GPU)
+def test_no_seed_finds_a_race_whatever_the_model_does(name: str, seeds: range) -> None:
+    for seed in seeds:
+        ON_A_GPU[name](seed)
+
+
+def _only_saves_memory(wait: tuple[str, int, int]) -> bool:
+    """Whether it is the wait of an activation that comes back for the call behind which there is room for it."""
+    file, first, last = wait
+    lines = (Path(tgo.__file__).parent / file).read_text().splitlines()[first - 2 : last]
+    return "task.after is not None" in lines[0]
+
+
+@pytest.mark.skipif(not card.is_here(), reason="only a simulated GPU finds races")
+@pytest.mark.filterwarnings("ignore:module forward hook with")
+@pytest.mark.parametrize(("file", "first", "last"), [wait for wait in waits() if not _only_saves_memory(wait)])
+def test_without_any_one_wait_a_scenario_fails(
+    monkeypatch: pytest.MonkeyPatch, file: str, first: int, last: int
+) -> None:
+    for method in ("wait", "settle", "synchronize"):
+        monkeypatch.setattr(copies.Lanes, method, unless_called_from(getattr(copies.Lanes, method), file, first, last))
+    assert any(_fails(scenario, seed) for seed in range(4) for scenario in ON_A_GPU.values())
+
+
+def _fails(scenario: Callable[[int], None], seed: int) -> bool:
+    """Whether a scenario gives other outputs, or tasks race in it."""
+    card.watch()
+    try:
+        scenario(seed)
+        torch.cuda.synchronize()
+        return bool(card.races())
+    except (AssertionError, RuntimeError):
+        torch.cuda.synchronize()
+        return True
+    finally:
+        card.watch()  # forgets the races that were looked for
