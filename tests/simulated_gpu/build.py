@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,8 @@ def build(version: str = TORCH) -> Built:
     if not built.libraries.exists():
         _say("making stand-ins for NVIDIA's libraries")
         for old in folder.glob("libraries-*"):
-            shutil.rmtree(old, ignore_errors=True)
+            if time.time() - old.stat().st_mtime > 24 * 3600:  # another clone may use younger ones
+                shutil.rmtree(old, ignore_errors=True)
         (header,) = (folder / "headers").rglob("cuda_runtime_api.h")
         making = Path(tempfile.mkdtemp(dir=folder))
         stubs.build(stubs.wanted(built.site / "torch"), header.parent, making)

@@ -35,6 +35,8 @@ class Counts:
     compute_seconds: float
     h2d_seconds: float
     d2h_seconds: float
+    delays: float
+    delay_seconds: float
 
     def since(self, before: Counts) -> Counts:
         """What was added."""

@@ -70,6 +70,9 @@ class Compute(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func._schema.name.removeprefix("aten::")
+        with self:  # in inference mode, operators that are made of others come here whole
+            if (made := func.decompose(*args, **kwargs)) is not NotImplemented:
+                return made
         if func.is_view or name in _ONLY_HOST or not _is_of_the_card(args, kwargs):
             return func(*args, **kwargs)
         if name in ("copy_", "_to_copy") and (found := _across(name, args, kwargs)) is not None:
@@ -170,18 +173,17 @@ def _across(name: str, args: Any, kwargs: dict[str, Any]) -> Any:
         waits = args[2] if len(args) > 2 else kwargs.get("non_blocking", False)
         if target.device.type == source.device.type:
             return None
-    source = source.to(target.dtype) if source.dtype != target.dtype else source
-    source = source.expand_as(target)
-    if target.stride() == source.stride() and _is_dense(target):
+    with Compute():  # a mode is off while it handles an operator
+        source = source.to(target.dtype) if source.dtype != target.dtype else source
+        source = source.expand_as(target)
+        if target.stride() == source.stride() and _is_dense(target):
+            with _disable_current_modes():
+                return target.copy_(source, non_blocking=waits)
+        source = source.contiguous()
+        passing = target if target.is_contiguous() else torch.empty_like(target, memory_format=torch.contiguous_format)
         with _disable_current_modes():
-            return target.copy_(source, non_blocking=waits)
-    source = source.contiguous()
-    passing = target if target.is_contiguous() else torch.empty_like(target, memory_format=torch.contiguous_format)
-    with _disable_current_modes():
-        passing.copy_(source, non_blocking=waits)
-    if passing is not target:
-        target.copy_(passing)
-    return target
+            passing.copy_(source, non_blocking=waits)
+        return target if passing is target else target.copy_(passing)
 
 
 def _is_dense(tensor: Tensor) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -27,6 +28,12 @@ if card.is_here():
     torch.backends.cuda.enable_flash_sdp(False)  # CPUs do not have these operators
     torch.backends.cuda.enable_mem_efficient_sdp(False)
     torch.backends.cuda.enable_cudnn_sdp(False)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Compute what a report of a failure prints."""
+        with computing() if call.excinfo else nullcontext():
+            return (yield)
 
     @pytest.fixture(autouse=True)
     def _computed() -> Iterator[None]:

@@ -30,6 +30,7 @@ extern bool empty_queues;  // work given to a stream is dropped: to time the hos
 struct Counts {  // read from Python in this order, as doubles
   double h2d_copies, h2d_bytes, d2h_copies, d2h_bytes, pageable_copies, pageable_bytes, kernels, products, flops;
   double host_waits, host_wait_seconds, locked_bytes, allocated_bytes, compute_seconds, h2d_seconds, d2h_seconds;
+  double delays, delay_seconds;
 };
 void count(double Counts::*which, double much = 1);
 void keep(double Counts::*which, double value);

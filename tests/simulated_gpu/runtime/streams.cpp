@@ -37,7 +37,9 @@ Seconds next_delay() {
   x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
   x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
   x ^= x >> 31;
-  return x & 3 ? 0 : longest_delay * (double)(x >> 11) / (double)(1ull << 53);
+  Seconds delay = x & 3 ? 0 : longest_delay * (double)(x >> 11) / (double)(1ull << 53);
+  if (delay > 0) count(&Counts::delays), count(&Counts::delay_seconds, delay);
+  return delay;
 }
 
 // Lets other threads run Python while this one waits, where it is a thread that runs Python.
