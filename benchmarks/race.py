@@ -22,6 +22,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -68,66 +69,90 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--size", type=float, default=1.0, help="of the models; 1 is a few hundred MB")
     parser.add_argument("--step", type=float, default=0.8, help="seconds of a resident step on the simulated card")
-    parser.add_argument("--json", type=Path, help="where to save the results")
+    parser.add_argument("--json", type=Path, help="where to save the results; what is there already is not run again")
     parser.add_argument("--from", type=Path, dest="from_", metavar="JSON", help="show saved results, race nothing")
     parser.add_argument("--picture", type=Path, help="where to draw the results: .png or .svg")
     return parser.parse_args()
 
 
 class Race:
-    """All races that were asked for, and their results so far."""
+    """All races that were asked for. What is in the file of results already is not done again."""
 
     def __init__(self, asked: argparse.Namespace) -> None:
         self.asked = asked
         self.missing = {name: missing for name in asked.racers if (missing := RACERS[name].missing())}
         self.racers = [name for name in dict.fromkeys(("resident", *asked.racers)) if name not in self.missing]
-        self.results: Facts = {"versions": _versions(), "missing": self.missing, "cases": [], "checks": []}
+        empty: Facts = {"cases": [], "checks": [], "probes": []}
+        self.results = json.loads(asked.json.read_text()) if asked.json and asked.json.exists() else empty
+        self.results |= {"versions": _versions(), "missing": self.missing}
 
     def run(self) -> Facts:
         """Race all models, balances and shares. Save after each run."""
         for model in self.asked.models:
-            self._check(model)
-            probed = _process({"do": "probe", "model": model, "size": self.asked.size, "step": self.asked.step})
-            if "error" in probed:
-                sys.exit(f"{model}: {probed['error']}")
-            knobs: dict[tuple[str, float], int] = {}
+            racers = [racer for racer in self.racers if model in CHAINS or not RACERS[racer].needs_chain]
+            for racer in racers:
+                self._check(model, racer)
+            probed = self._probe(model)
             for balance in self.asked.balances if probed["rates"] else [None]:
                 for share in self.asked.shares:
-                    self._race(model, share, _card(probed, balance), knobs)
+                    self._race(self._case(probed, balance, share), racers)
         return self.results
 
-    def _check(self, model: str) -> None:
-        """Compare the outputs of all racers with those of the resident model."""
-        for racer in self.racers:
-            if _can_run(racer, model):
-                found = _process({"do": "check", "model": model, "racer": racer})
-                self.results["checks"].append({"model": model, "racer": racer, **found})
-                self._save(f"{model}: {racer}: {found.get('error') or ('same' if found['equal'] else 'OTHER')} outputs")
+    def _check(self, model: str, racer: str) -> None:
+        """Compare the outputs of a racer with those of the resident model."""
+        key = {"model": model, "racer": racer}
+        if _find(self.results["checks"], key) is None:
+            found = _process({"do": "check", **key})
+            self.results["checks"].append({**key, **found})
+            self._save(f"{model}: {racer}: {found.get('error') or ('same' if found['equal'] else 'OTHER')} outputs")
 
-    def _race(self, model: str, share: float, card: Facts, knobs: dict[tuple[str, float], int]) -> None:
-        """Let all racers run in turns. `knobs` are those that are known from other balances."""
-        budget = int(share * card["weights"] + card["activations"])
-        case: Facts = {"model": model, "share": share, "budget": budget, **card, "runs": {}}
-        self.results["cases"].append(case)
-        racers = [racer for racer in self.racers if _can_run(racer, model)]
-        job = {"do": "race", "model": model, "size": self.asked.size, "rates": card["rates"]}
+    def _probe(self, model: str) -> Facts:
+        """What the resident model takes, and the rates of the simulated card."""
+        key = {"model": model, "size": self.asked.size, "wanted": self.asked.step}
+        if (probed := _find(self.results["probes"], key)) is None:
+            probed = {**key, **_process({"do": "probe", **key})}
+            if "error" in probed:
+                sys.exit(f"{model}: {probed['error']}")
+            self.results["probes"].append(probed)
+        return probed
+
+    def _case(self, probed: Facts, balance: float | None, share: float) -> Facts:
+        """One model with one budget. On a simulated card, the link fits the balance."""
+        link = probed["link"] or probed["weights"] / (balance * probed["step"])
+        rates = probed["rates"] and {**probed["rates"], "link": link}
+        key = {**probed, "share": share, "rates": rates}
+        if (case := _find(self.results["cases"], key)) is None:
+            budget = int(share * probed["weights"] + probed["activations"])
+            own = balance or probed["weights"] / link / probed["step"]
+            case = {**key, "balance": own, "budget": budget, "knobs": {}, "runs": {}}
+            self.results["cases"].append(case)
+        return case
+
+    def _race(self, case: Facts, racers: Sequence[str]) -> None:
+        """Let all racers run in turns."""
+        job = {"do": "race", "model": case["model"], "size": case["size"], "rates": case["rates"]}
         for turn in range(self.asked.turns):
             for racer in racers:
-                knob = knobs.get((racer, share)) or self._tuned(racer, job, case)
-                run = _process({**job, "racer": racer, "knob": knob, "first": FIRST, "steady": STEADY})
-                if RACERS[racer].tuned and turn == 0 and run.get("peak", 0) > (1 + OVER) * budget:
-                    knob = self._tuned(racer, job, case)  # that of another balance does not do here
-                    run = _process({**job, "racer": racer, "knob": knob, "first": FIRST, "steady": STEADY})
-                knobs[racer, share] = knob
-                case["runs"].setdefault(racer, []).append({"knob": knob, **run})
-                self._save(f"{model} {card['balance']:g} {share:.0%} turn {turn + 1}: {racer}: {_short(run)}")
+                runs = case["runs"].setdefault(racer, [])
+                if len(runs) <= turn:
+                    knob = self._knob(racer, job, case)
+                    runs.append(_process({**job, "racer": racer, "knob": knob, "first": FIRST, "steady": STEADY}))
+                    name = f"{case['model']} {case['balance']:g} {case['share']:.0%}"
+                    self._save(f"{name} turn {turn + 1}: {racer}: {_short(runs[-1])}")
+
+    def _knob(self, racer: str, job: Facts, case: Facts) -> int:
+        """The knob of a racer, from its last turn, or from short runs."""
+        if racer not in case["knobs"]:
+            case["knobs"][racer] = self._tuned(racer, job, case) if RACERS[racer].tuned else 0
+        return int(case["knobs"][racer])
 
     def _tuned(self, racer: str, job: Facts, case: Facts) -> int:
         """The largest knob whose peak meets the budget, up to one block. If there is none, the smallest knob."""
         budget, most, over = case["budget"], 1, 2**62  # `most` meets the budget, `over` does not
-        knob = budget if RACERS[racer].knob_is_budget else budget - case["activations"]
+        others = [other["knobs"][racer] for other in self.results["cases"] if _alike(other, case, racer)]
+        knob = max(others, default=budget if RACERS[racer].knob_is_budget else budget - case["activations"])
         enough = max(UNDER * budget, case["smallest_block"])
-        for _ in range(TRIES if RACERS[racer].tuned else 0):
+        for _ in range(TRIES):
             run = _process({**job, "racer": racer, "knob": knob, "first": 1, "steady": 2})
             if "error" in run:
                 self._save(f"{job['model']}: {racer}: knob {readable(knob)}: {run['error']}")
@@ -149,12 +174,14 @@ class Race:
             self.asked.json.write_text(json.dumps(self.results, indent=1))
 
 
-def _card(probed: Facts, balance: float | None) -> Facts:
-    """What is known of the card and the model. On a simulated card, with a link for this balance."""
-    if balance is None:
-        return {**probed, "balance": probed["weights"] / probed["link"] / probed["step"]}
-    link = probed["weights"] / (balance * probed["step"])
-    return {**probed, "balance": balance, "link": link, "rates": {**probed["rates"], "link": link}}
+def _find(found: list[Facts], key: Facts) -> Facts | None:
+    """The facts that have all of the key's."""
+    return next((facts for facts in found if facts.items() >= key.items()), None)
+
+
+def _alike(other: Facts, case: Facts, racer: str) -> bool:
+    """Whether a racer's knob is known for the same model and budget, on another balance."""
+    return racer in other["knobs"] and (other["model"], other["budget"]) == (case["model"], case["budget"])
 
 
 def _process(job: Facts) -> Facts:
@@ -168,10 +195,6 @@ def _process(job: Facts) -> Facts:
         return {"error": f"took more than {LIMIT} s"}
     except (ValueError, IndexError):
         return {"error": (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1][:300]}
-
-
-def _can_run(racer: str, model: str) -> bool:
-    return model in CHAINS or not RACERS[racer].needs_chain
 
 
 def _short(run: Facts) -> str:

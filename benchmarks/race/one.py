@@ -25,13 +25,14 @@ import torch
 
 import taskgraph_offload as tgo
 from tests.simulated_gpu import card
+from tests.simulated_gpu.compute import computing
 
 from .models import Case, build, nbytes, on
 from .racers import RACERS
 
 LATENCY, LAUNCH = 10e-6, 5e-6  # seconds that a copy and a kernel take besides their work, as on a real card
 GEMM_SHARE = 0.85  # of a resident step, as in a model of full size
-COUNTED = ("bytes_h2d", "bytes_d2h", "bytes_pageable", "blocked")  # what a simulated card counts besides
+COUNTED = ("h2d_bytes", "d2h_bytes", "pageable_bytes", "host_wait_seconds")  # by the simulated card
 NOTHING = 1e18  # a rate so high that it costs no time
 Forward = Callable[..., Any]
 
@@ -40,20 +41,22 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     """Do what the job says."""
     warnings.filterwarnings("ignore")
     torch.set_grad_enabled(False)
-    doing = {"probe": probe, "race": race, "check": check}
-    return doing[job.pop("do")](**job)
+    if card.is_here():
+        torch.backends.cudnn.enabled = False  # its stand-in does nothing
+    doing = {"probe": probe, "race": race, "check": check}[job.pop("do")]
+    with card.charged_attention() if card.is_here() and doing is not check else nullcontext():
+        return doing(**job)
 
 
-def probe(model: str, size: float, step: float) -> dict[str, Any]:
-    """The resident model: what its activations take, and, on a simulated card, rates with which a step takes `step`."""
+def probe(model: str, size: float, wanted: float) -> dict[str, Any]:
+    """The resident model: its step and its memory. On a simulated card, find rates for the step that is wanted."""
     case = build(model, size)
     weights = case.nbytes
     case.model.cuda()
     inputs = on("cuda", case.inputs)
     rates = None
     if card.is_here():
-        card.charge_attention()
-        rates = _rates(case, inputs, step)
+        rates = _rates(case, inputs, wanted)
         card.set_rates(**rates)
     seconds, _, _ = _steps(case, case.model, inputs, 3)
     peak = torch.cuda.max_memory_allocated()
@@ -94,7 +97,6 @@ def race(
     inputs, weights = on("cuda", case.inputs), case.nbytes
     machine = None
     if rates is not None:
-        card.charge_attention()
         card.set_rates(**rates)
         link = rates["link"]
         machine = tgo.Machine("the simulated card", link, link, rates["latency"], rates["flops"], rates["memory"])
@@ -119,7 +121,7 @@ def race(
         "reserved": torch.cuda.max_memory_reserved(),
         "host": _host_bytes() - before + weights,
         "load": os.getloadavg()[0],
-        **{name: count / steady for name, count in counts.items() if name in COUNTED},
+        **{name: count / steady for name, count in counts.items()},
         **attached.report(),
     }
 
@@ -132,8 +134,7 @@ def check(model: str, racer: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     case = build(model, 0.06, 0.15, torch.float32)
     inputs = on("cuda", case.inputs)
-    computing: AbstractContextManager[Any] = card.computing() if card.is_here() else nullcontext()
-    with computing:
+    with _computing():
         wanted = _outputs(case, deepcopy(case.model).cuda(), inputs)
         knob = case.nbytes * 6 // 10 + (_small_activations() if RACERS[racer].knob_is_budget else 0)
         attached = RACERS[racer].attach(replace(case, inputs=inputs), knob, tgo.Machine.preset("rtx4090"))
@@ -141,6 +142,15 @@ def check(model: str, racer: str) -> dict[str, Any]:
     differences = [float((one - other).abs().max()) for one, other in zip(got, wanted, strict=True)]
     equal = all(torch.equal(one, other) for one, other in zip(got, wanted, strict=True))
     return {"equal": equal, "difference": max(differences)}
+
+
+def _computing() -> AbstractContextManager[None]:
+    """Let the simulated card compute. A real one does so anyway."""
+    if not card.is_here():
+        return nullcontext()
+    for kernels in (torch.backends.cuda.enable_flash_sdp, torch.backends.cuda.enable_mem_efficient_sdp):
+        kernels(False)  # CPUs do not have these operators
+    return computing()
 
 
 def _small_activations() -> int:
@@ -167,13 +177,14 @@ def _steps(
         _, inputs = case.step(forward, inputs)
         calls.append(time.perf_counter() - start)
         moment.record()
-    counts = {name: value - before[name] for name, value in _counts().items()}  # without our own wait, which follows
+    counts = {name: count - before[name] for name, count in _counts().items()}  # without our own wait, which follows
     torch.cuda.synchronize()
     return [one.elapsed_time(other) / 1e3 for one, other in pairwise(moments)], calls, counts
 
 
 def _counts() -> dict[str, float]:
-    return dict(card.counts()) if card.is_here() else {}
+    counts = card.counts() if card.is_here() else None
+    return {name: getattr(counts, name) for name in COUNTED} if counts else {}
 
 
 def _trim() -> None:

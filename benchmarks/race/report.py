@@ -129,10 +129,10 @@ _COLUMNS: Final[dict[str, Callable[[Row, Case], str]]] = {
     "peak": lambda row, case: readable(row.peak),
     "reserved": lambda row, case: readable(row.median("reserved")),
     "host": lambda row, case: readable(row.median("host")),
-    "to device": lambda row, case: readable(row.median("bytes_h2d")),
-    "back": lambda row, case: readable(row.median("bytes_d2h")),
-    "pageable": lambda row, case: readable(row.median("bytes_pageable")),
-    "blocked": lambda row, case: f"{row.median('blocked'):.2f} s",
+    "to device": lambda row, case: readable(row.median("h2d_bytes")),
+    "back": lambda row, case: readable(row.median("d2h_bytes")),
+    "pageable": lambda row, case: readable(row.median("pageable_bytes")),
+    "blocked": lambda row, case: f"{row.median('host_wait_seconds'):.2f} s",
     "call": lambda row, case: f"{row.median('call'):.2f} s",
 }
 _NOTES: Final = """\
@@ -281,8 +281,8 @@ def _draw_host(axes: Axes, case: Case) -> None:
 
 
 def _draw_link(axes: Axes, case: Case) -> None:
-    moved = [row.median("bytes_h2d") + row.median("bytes_d2h") for row in case.rows]
-    slow = [row.median("bytes_pageable") for row in case.rows]
+    moved = [row.median("h2d_bytes") + row.median("d2h_bytes") for row in case.rows]
+    slow = [row.median("pageable_bytes") for row in case.rows]
     _draw_bytes(axes, [(total - part, part) for total, part in zip(moved, slow, strict=True)])
 
 
@@ -296,7 +296,7 @@ def _draw_bytes(axes: Axes, bars: Sequence[tuple[float, float]]) -> None:
 
 
 def _draw_calls(axes: Axes, case: Case) -> None:
-    calls = [(row.median("call"), min(row.median("call"), row.median("blocked"))) for row in case.rows]
+    calls = [(row.median("call"), min(row.median("call"), row.median("host_wait_seconds"))) for row in case.rows]
     longest = max(call for call, _ in calls)
     divisor, unit = seconds_unit(longest)
     for place, (call, blocked) in enumerate(calls):

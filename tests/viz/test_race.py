@@ -15,8 +15,8 @@ BUDGET = 100 * 2**20
 
 def ran(step: float, peak: int = BUDGET, **more: float) -> dict[str, float]:
     """One run of a racer."""
-    usual = dict(setup=1.0, request=4 * step, cold=step, call=0.1, reserved=2 * peak, host=2**28, bytes_h2d=2**27)
-    return usual | dict(step=step, peak=peak, bytes_d2h=0, bytes_pageable=0, blocked=0.0) | more
+    usual = dict(setup=1.0, request=4 * step, cold=step, call=0.1, reserved=2 * peak, host=2**28, h2d_bytes=2**27)
+    return usual | dict(step=step, peak=peak, d2h_bytes=0, pageable_bytes=0, host_wait_seconds=0.0) | more
 
 
 def saved(**runs: list[dict]) -> dict:
