@@ -133,12 +133,12 @@ class Race:
         job = {"do": "race", "model": case["model"], "size": case["size"], "rates": case["rates"]}
         for turn in range(self.asked.turns):
             for racer in racers:
-                runs = case["runs"].setdefault(racer, [])
-                if len(runs) <= turn:
+                if len(case["runs"].get(racer, ())) <= turn:
                     knob = self._knob(racer, job, case)
-                    runs.append(_process({**job, "racer": racer, "knob": knob, "first": FIRST, "steady": STEADY}))
+                    run = _process({**job, "racer": racer, "knob": knob, "first": FIRST, "steady": STEADY})
+                    case["runs"].setdefault(racer, []).append(run)
                     name = f"{case['model']} {case['balance']:g} {case['share']:.0%}"
-                    self._save(f"{name} turn {turn + 1}: {racer}: {_short(runs[-1])}")
+                    self._save(f"{name} turn {turn + 1}: {racer}: {_short(run)}")
 
     def _knob(self, racer: str, job: Facts, case: Facts) -> int:
         """The knob of a racer, from its last turn, or from short runs."""

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
+from importlib import import_module
 from itertools import pairwise
 from typing import Any
 
@@ -75,24 +76,23 @@ def probe(model: str, size: float, wanted: float) -> dict[str, Any]:
 def _rates(case: Case, inputs: dict[str, Any], step: float) -> dict[str, float]:
     """Rates of compute and memory: matrix products take their share of a step, all other kernels the rest."""
 
-    def seconds(flops: float, memory: float) -> float:
-        card.set_rates(flops=flops, memory=memory)
-        return _steps(case, case.model, inputs, 2)[0][-1]
+    def busy(flops: float, memory: float) -> float:
+        card.set_rates(flops=flops, memory=memory, launch=0)
+        before = card.counts()
+        _steps(case, case.model, inputs, 1)
+        return card.counts().since(before).compute_seconds
 
-    flops = memory = 1e12
-    while (gemms := seconds(flops, NOTHING)) < step / 2:
-        flops /= 3
-    while (others := seconds(NOTHING, memory)) < step / 2:
-        memory /= 3
-    flops, memory = flops * gemms / (GEMM_SHARE * step), memory * others / ((1 - GEMM_SHARE) * step)
-    both = seconds(flops, memory) / step
-    return {"flops": flops * both, "memory": memory * both, "link": NOTHING, "latency": LATENCY, "launch": LAUNCH}
+    operations, nbytes = 1e12 * busy(1e12, NOTHING), 1e12 * busy(NOTHING, 1e12)
+    flops, memory = operations / (GEMM_SHARE * step), nbytes / ((1 - GEMM_SHARE) * step)
+    return {"flops": flops, "memory": memory, "link": NOTHING, "latency": LATENCY, "launch": LAUNCH}
 
 
 def race(
     model: str, size: float, racer: str, knob: int, rates: dict[str, float] | None, first: int, steady: int
 ) -> dict[str, Any]:
     """Attach a racer, run a first request of `first` steps, then `steady` steps more."""
+    for name in RACERS[racer].packages:
+        import_module(name)  # not a part of setting up
     case = build(model, size)
     inputs, weights = on("cuda", case.inputs), case.nbytes
     machine = None

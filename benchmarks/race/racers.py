@@ -47,7 +47,14 @@ class Racer:
 
     def missing(self) -> list[str]:
         """The packages to install."""
-        return [package for name, package in self.packages.items() if find_spec(name) is None]
+        return [package for name, package in self.packages.items() if not _is_found(name)]
+
+
+def _is_found(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:  # the package that it is in
+        return False
 
 
 # This library
@@ -213,15 +220,16 @@ def _spread(modules: Sequence[nn.Module], room: int) -> list[nn.Module]:
     return best
 
 
+_OURS = {"taskgraph_offload.planner": "taskgraph-offload"}
 _ACCELERATE = {"accelerate": "accelerate"}
-_DIFFUSERS = {"diffusers": "diffusers"}
+_DIFFUSERS = {"diffusers.hooks": "diffusers"}
 _RAMTORCH = {"ramtorch": "ramtorch"}
 _BY_HAND = "hooks taken off some blocks by hand"
 
 RACERS: dict[str, Racer] = {
     "resident": Racer(_resident, "all weights on the device", tuned=False),
-    "ours": Racer(_ours, "", knob_is_budget=True),
-    "ours-calibrated": Racer(_ours_calibrated, "planned again after four measured steps", knob_is_budget=True),
+    "ours": Racer(_ours, "", _OURS, knob_is_budget=True),
+    "ours-calibrated": Racer(_ours_calibrated, "planned again after four measured steps", _OURS, knob_is_budget=True),
     "accelerate-cpu": Racer(_accelerate_cpu_offload, "cpu_offload", _ACCELERATE, tuned=False),
     "accelerate-dispatch": Racer(_accelerate_dispatch, "dispatch_model, max_memory", _ACCELERATE),
     "diffusers-model": Racer(_model_offload, "the whole model at once", _DIFFUSERS | _ACCELERATE, tuned=False),
@@ -242,5 +250,5 @@ RACERS: dict[str, Racer] = {
     "ramtorch-window3": Racer(
         partial(_ramtorch_offload, window=3), "OffloadModel; the model cut by hand", _RAMTORCH, needs_chain=True
     ),
-    "mmgp": Racer(_mmgp, "budgets, asyncTransfers", {"mmgp": "mmgp", "optimum.quanto": "optimum-quanto"}),
+    "mmgp": Racer(_mmgp, "budgets, asyncTransfers", {"optimum.quanto": "optimum-quanto", "mmgp.offload": "mmgp"}),
 }

@@ -42,8 +42,12 @@ class Row:
     budget: int
 
     def median(self, key: str) -> float:
-        """The median of a figure; 0 if the card does not count it."""
+        """The median of a figure; 0 if a real card does not count it."""
         return float(statistics.median(run.get(key) or 0 for run in self.runs))
+
+    def counted(self, key: str, show: Callable[[float], str]) -> str:
+        """Such a figure as a text; nothing if the card does not count it."""
+        return show(self.median(key)) if key in self.runs[0] else ""
 
     @property
     def spread(self) -> float:
@@ -129,10 +133,10 @@ _COLUMNS: Final[dict[str, Callable[[Row, Case], str]]] = {
     "peak": lambda row, case: readable(row.peak),
     "reserved": lambda row, case: readable(row.median("reserved")),
     "host": lambda row, case: readable(row.median("host")),
-    "to device": lambda row, case: readable(row.median("h2d_bytes")),
-    "back": lambda row, case: readable(row.median("d2h_bytes")),
-    "pageable": lambda row, case: readable(row.median("pageable_bytes")),
-    "blocked": lambda row, case: f"{row.median('host_wait_seconds'):.2f} s",
+    "to device": lambda row, case: row.counted("h2d_bytes", readable),
+    "back": lambda row, case: row.counted("d2h_bytes", readable),
+    "pageable": lambda row, case: row.counted("pageable_bytes", readable),
+    "blocked": lambda row, case: row.counted("host_wait_seconds", "{:.2f} s".format),
     "call": lambda row, case: f"{row.median('call'):.2f} s",
 }
 _NOTES: Final = """\
