@@ -126,7 +126,7 @@ class Case:
 _COLUMNS: Final[dict[str, Callable[[Row, Case], str]]] = {
     "step": lambda row, case: f"{row.median('step'):.3f} s",
     "/ floor": lambda row, case: f"{row.median('step') / case.floor:.3f}",
-    "+-": lambda row, case: f"{row.spread / case.floor:.3f}",
+    "+-": lambda row, case: f"{row.spread / case.floor:.3f}" if len(row.runs) > 1 else "",
     "predicted": lambda row, case: f"{row.predicted / row.median('step') - 1:+.1%}" if row.predicted else "",
     "set up": lambda row, case: f"{row.median('setup'):.1f} s",
     "request": lambda row, case: f"{row.median('request'):.2f} s",
