@@ -25,6 +25,7 @@ import psutil
 import torch
 
 import taskgraph_offload as tgo
+from taskgraph_offload.devices.cuda import library_bytes
 from tests.simulated_gpu import card
 from tests.simulated_gpu.compute import computing
 
@@ -99,7 +100,10 @@ def race(
     if rates is not None:
         card.set_rates(**rates)
         link = rates["link"]
-        machine = tgo.Machine("the simulated card", link, link, rates["latency"], rates["flops"], rates["memory"])
+        taken = library_bytes(torch.device("cuda", 0))
+        machine = tgo.Machine(
+            "the simulated card", link, link, rates["latency"], rates["flops"], rates["memory"], taken
+        )
     _trim()
     before, start = _host_bytes(), time.perf_counter()
     attached = RACERS[racer].attach(replace(case, inputs=inputs), knob, machine)

@@ -77,7 +77,7 @@ def _ours_calibrated(case: Case, knob: int, machine: tgo.Machine | None) -> Atta
 
 
 def _executed(case: Case, plan: tgo.Plan) -> Attached:
-    run = tgo.Executor(case.model, plan, device="cuda").attach()
+    run = tgo.Executor(case.model, plan, device="cuda", preload=True).attach()
     facts = dict(predicted=plan.settled_seconds, bound=plan.bound.step_seconds, arena=plan.arena_bytes)
     return Attached(case.model, lambda: {**facts, "divergences": run.stats.divergences, **_waits(plan, run.timeline())})
 

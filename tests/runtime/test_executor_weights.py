@@ -108,7 +108,8 @@ class Adapted(nn.Module):
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
-        self.layer, self.down, self.up = layer, nn.Linear(4, 2, bias=False), nn.Linear(2, 64, bias=False)
+        self.layer, there = layer, {"bias": False, "device": DEVICE}  # the plan does not know it: it is put there
+        self.down, self.up = nn.Linear(4, 2, **there), nn.Linear(2, 64, **there)
         nn.init.ones_(self.down.weight)
         nn.init.constant_(self.up.weight, 0.25)
 

@@ -70,10 +70,12 @@ class Compute(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func._schema.name.removeprefix("aten::")
+        if func.namespace != "aten" or not _is_of_the_card(args, kwargs):
+            return func(*args, **kwargs)
         with self:  # in inference mode, operators that are made of others come here whole
             if (made := func.decompose(*args, **kwargs)) is not NotImplemented:
                 return made
-        if func.is_view or name in _ONLY_HOST or not _is_of_the_card(args, kwargs):
+        if func.is_view or name in _ONLY_HOST:
             return func(*args, **kwargs)
         if name in ("copy_", "_to_copy") and (found := _across(name, args, kwargs)) is not None:
             return found
@@ -82,8 +84,12 @@ class Compute(TorchDispatchMode):
         out = func(*args, **kwargs)
         reads, writes = _map(args, _frozen), _map(out, _frozen)
         asked = {key: _map(value, _frozen) for key, value in kwargs.items()}
-        seed = _seed(func, kwargs)
-        _enqueue(f"aten.{name}", (reads, asked), writes, lambda: _compute(func, name, reads, asked, writes, seed))
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            torch.cuda.current_stream().synchronize()  # only this thread may use the CPU's generator
+            with _seeded(kwargs.get("generator")):
+                _compute(func, name, reads, asked, writes)
+        else:
+            _enqueue(f"aten.{name}", (reads, asked), writes, lambda: _compute(func, name, reads, asked, writes))
         return out
 
 
@@ -102,9 +108,9 @@ def computing() -> Iterator[None]:
     assert not errors, errors[0]
 
 
-def _compute(func: Any, name: str, reads: Any, asked: dict[str, Any], writes: Any, seed: int | None) -> None:
+def _compute(func: Any, name: str, reads: Any, asked: dict[str, Any], writes: Any) -> None:
     """Run the operator on the CPU, and put what it gives where torch's CUDA code wants it."""
-    with _disable_current_modes(), torch.no_grad(), _seeded(seed):
+    with _disable_current_modes(), torch.no_grad():
         args, kwargs = _map(reads, _thawed), {key: _map(value, _thawed) for key, value in asked.items()}
         if "device" in kwargs:
             kwargs["device"] = "cpu"
@@ -118,21 +124,12 @@ def _compute(func: Any, name: str, reads: Any, asked: dict[str, Any], writes: An
                     target.copy_(value)
 
 
-def _seed(func: Any, kwargs: dict[str, Any]) -> int | None:
-    """A seed for an operator that draws: another one each time, as the card's generator goes on."""
-    if torch.Tag.nondeterministic_seeded not in func.tags:
-        return None
-    generator = kwargs.get("generator") or torch.cuda.default_generators[torch.cuda.current_device()]
-    return hash((generator.initial_seed(), generator.get_offset())) % 2**63
-
-
 @contextmanager
-def _seeded(seed: int | None) -> Iterator[None]:
-    if seed is None:
-        yield
-        return
+def _seeded(generator: torch.Generator | None) -> Iterator[None]:
+    """Draw from another seed each time, as the card's generator goes on. The CPU's own goes on as before."""
+    used = generator or torch.cuda.default_generators[torch.cuda.current_device()]
     before = torch.default_generator.get_state()
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the card's generator, too
+    torch.default_generator.manual_seed(hash((used.initial_seed(), used.get_offset())) % 2**63)
     try:
         yield
     finally:

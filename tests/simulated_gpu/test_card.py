@@ -100,7 +100,7 @@ def test_the_nth_call_fails() -> None:
     assert device.sum().item() == 8
 
 
-def delayed(seed: int) -> tuple[float, float]:
+def delayed(seed: int) -> tuple[float, Any]:
     x = torch.ones(8, device="cuda")
     torch.cuda.synchronize()
     before = card.counts()
@@ -149,7 +149,9 @@ BETWEEN: dict[str, Callable[[Any, Any], object]] = {
 PAIRS = [(writes, reads), (reads, writes), (writes, writes)]
 
 
-def run_both(first: Callable[[Tensor], None], second: Callable[[Tensor], None], memory: Tensor, between: Any) -> None:
+def run_both(
+    first: Callable[[Tensor], object], second: Callable[[Tensor], object], memory: Tensor, between: Any
+) -> None:
     streams = torch.cuda.Stream(), torch.cuda.Stream()
     with torch.cuda.stream(streams[0]):
         first(memory[:40])
@@ -200,10 +202,14 @@ def paced() -> None:
     torch.ones(2, 2, device="cuda") @ torch.ones(2, 2, device="cuda")  # cuBLAS begins
     torch.cuda.synchronize()
     card.set_rates(FLOPS, MEMORY, LINK, PAGEABLE, LATENCY, LAUNCH)
+    card.watch(False)  # the same bytes are copied twice at once
 
 
 def seconds_of(*works: Callable[[], object]) -> float:
     """What the works take on the card's clock, each in a stream of its own. They queue behind two seconds of others."""
+    for work in works:
+        work()  # what is slow the first time is slow here
+    torch.cuda.synchronize()
     start, ends = torch.cuda.Event(enable_timing=True), [torch.cuda.Event(enable_timing=True) for _ in works]
     card.cost(2 * FLOPS, 0)
     start.record()
