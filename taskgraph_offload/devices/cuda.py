@@ -40,12 +40,15 @@ class CudaEvent:
         self.moment.record(stream)  # makes CUDA create the event now, not in the middle of a forward
 
     def seconds_since(self, earlier: CudaEvent) -> float:
-        """The time between two events, on the device's clock."""
+        """The time between two events, on the device's clock. A forked process cannot read it."""
+        if torch.cuda._is_in_bad_fork():
+            return 0.0
         return float(earlier.moment.elapsed_time(self.moment)) / 1000
 
     def synchronize(self) -> None:
-        """Block the host until the event has happened."""
-        self.moment.synchronize()
+        """Block the host until the event has happened. In a forked process, none ever does."""
+        if not torch.cuda._is_in_bad_fork():
+            self.moment.synchronize()
 
 
 StreamName = tuple[int, int, int]  # what names a stream to torch: its number, its device's number, the kind of device

@@ -246,9 +246,9 @@ class HomeReads(TorchDispatchMode):
     def on(self, serves: bool) -> Iterator[None]:
         """Watch all operators."""
         before = self._serves, self._is_on
-        self._serves, self._is_on = serves or self._serves, True
         self._list_homes()
         try:
+            self._serves, self._is_on = serves or self._serves, True
             with nullcontext() if before[1] else self:
                 yield
         finally:

@@ -172,7 +172,7 @@ def test_the_guard_bites() -> None:
 def test_one_call_plans_and_attaches() -> None:
     made = case("chain")
     wanted = made_without_grad(made)
-    run = tgo.offload(made.model, "60%", inputs=made.inputs, strategy="layerwise", device=DEVICE)
+    run = tgo.offload(made.model, "60%", inputs=made.inputs, strategy="layerwise", machine="cpu", device=DEVICE)
     assert_equal(made_without_grad(made), wanted)
     run.detach()
     assert run.plan.strategy == "layerwise"

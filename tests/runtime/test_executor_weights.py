@@ -40,7 +40,7 @@ def assert_like_plain(made: Case, edit: Edit) -> None:
             edit(plain.model)
             assert_equal(made(), plain())
     for name, tensor in made.model.state_dict().items():
-        assert torch.equal(tensor, plain.model.state_dict()[name]), name
+        assert torch.equal(tensor.cpu(), plain.model.state_dict()[name].cpu()), name
 
 
 def test_weights_read_as_on_the_plain_model(attached: Case) -> None:
@@ -108,10 +108,10 @@ class Adapted(nn.Module):
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
-        self.layer, there = layer, {"bias": False, "device": DEVICE}  # the plan does not know it: it is put there
-        self.down, self.up = nn.Linear(4, 2, **there), nn.Linear(2, 64, **there)
+        self.layer, self.down, self.up = layer, nn.Linear(4, 2, bias=False), nn.Linear(2, 64, bias=False)
         nn.init.ones_(self.down.weight)
         nn.init.constant_(self.up.weight, 0.25)
+        self.down.to(DEVICE), self.up.to(DEVICE)  # nobody has planned them, so they are the user's to move
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x) + self.up(self.down(x))

@@ -15,7 +15,18 @@ import taskgraph_offload as tgo
 
 from .. import models
 from ..guard import Guard
-from ..running import DEVICE, Case, assert_equal, assert_within_budget, case, devices, only_on_the_cpu, plainly, plan_of
+from ..running import (
+    DEVICE,
+    Case,
+    assert_equal,
+    assert_within_budget,
+    case,
+    devices,
+    fails_on_a_gpu,
+    only_on_the_cpu,
+    plainly,
+    plan_of,
+)
 
 X = torch.linspace(-1, 1, 8).reshape(2, 4).to(DEVICE)
 
@@ -188,8 +199,11 @@ AUTOENCODERS: dict[str, tuple[Callable[[], Any], Any, str, Any, str]] = {  # wha
 }
 
 
+VQ = pytest.param("VQModel", marks=fails_on_a_gpu("cdist looks at devices before any mode can bring the weight"))
+
+
 @pytest.mark.parametrize("device", devices("cpu", "checked:1"))
-@pytest.mark.parametrize("name", AUTOENCODERS)
+@pytest.mark.parametrize("name", ["AutoencoderOobleck", VQ, "AutoencoderKL"])
 def test_the_other_method_of_an_autoencoder_runs_beside_the_planned_one(name: str, device: str) -> None:
     make, given, entry, other, method = AUTOENCODERS[name]
     given, other = given.to(DEVICE), other.to(DEVICE)
@@ -211,6 +225,7 @@ def test_the_other_method_of_an_autoencoder_runs_beside_the_planned_one(name: st
         assert_within_budget(run)
 
 
+@fails_on_a_gpu("within a module that nobody planned, weight.device says that weights are at home")
 @pytest.mark.parametrize("device", devices("checked:1"))
 def test_a_tied_weight_may_be_read_where_the_plan_does_not_expect_it(device: str) -> None:
     """BART's decoder is planned with the encoder's output; then the encoder runs, too, and shares the embedding."""
@@ -351,6 +366,7 @@ def test_unread_weights_of_a_model_on_another_device_leave_it_too() -> None:
         assert torch.equal(made.model(X, condition=X), edited)
 
 
+@only_on_the_cpu("on a GPU, weights that nobody planned get no gradients; plans are for inference")
 @pytest.mark.parametrize("spare", [0, 2**16])
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_of_unread_weights_are_those_of_the_plain_model(kind: str, spare: int) -> None:

@@ -140,8 +140,11 @@ def _at_once(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Let the host wait for the stream, as CUDA does for these operators, and compute on the CPU."""
     torch.cuda.current_stream().synchronize()
     with _disable_current_modes():
-        cpu = {key: _map(value, _thawed_now) for key, value in kwargs.items()}
-        made = func(*_map(args, _thawed_now), **cpu)
+        given, cpu = _map(args, _thawed_now), {key: _map(value, _thawed_now) for key, value in kwargs.items()}
+        if func is aten.histc.default and not given[0].is_floating_point():  # the CPU has none of integers
+            made = func(given[0].double(), *given[1:], **cpu).to(given[0].dtype)
+        else:
+            made = func(*given, **cpu)
         if func._schema.is_mutable:
             return args[0]
         return _map(made, lambda value: value.cuda() if isinstance(value, Tensor) else value)
@@ -252,4 +255,13 @@ def _lstm_cell(
     return leaves * after.tanh(), after, torch.cat([enters, forgets, new, leaves], 1)
 
 
-_CPU: dict[str, Callable[..., Any]] = {"_thnn_fused_lstm_cell": _lstm_cell}  # operators that only CUDA has
+def _batch_norm(x: Tensor, weight: Any, bias: Any, mean: Tensor, var: Tensor, momentum: float, eps: float) -> Any:
+    """CUDA gives the statistics that it has used, the CPU only those that it has computed."""
+    out, _, _ = aten._native_batch_norm_legit_no_training(x, weight, bias, mean, var, momentum, eps)
+    return out, mean, (var + eps).rsqrt()
+
+
+_CPU: dict[str, Callable[..., Any]] = {  # operators that only CUDA has, or that give something else there
+    "_thnn_fused_lstm_cell": _lstm_cell,
+    "_native_batch_norm_legit_no_training": _batch_norm,
+}
