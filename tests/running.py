@@ -265,8 +265,8 @@ def assert_runs_like(
             with Guard(run, made.inputs) as guard:
                 assert_equal(made(), wanted, f"{device}, forward {number}")
         used = plan.arena_bytes + guard.peak_bytes
-        # The plan knows the operators of the CPU, where the model was traced. A GPU's may need a little more: LSTMs do.
-        allowed = plan.budget_bytes * (1 if DEVICE == "cpu" else 1.01)
+        # The plan is one for the CPU, without a margin for what a GPU's operators take besides: a little, for LSTMs.
+        allowed = plan.budget_bytes + (0 if DEVICE == "cpu" else 1024)
         assert used <= allowed, f"{used} bytes used, {plan.budget_bytes} allowed"
     return run
 

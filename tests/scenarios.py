@@ -129,6 +129,17 @@ def spilled_and_met(seed: int) -> None:
     run(made, plan, seed, follows=False)
 
 
+def spilled_and_met_too_early(seed: int) -> None:
+    """An operator that the trace did not see uses an activation while it is copied out."""
+    torch.manual_seed(0)
+    made = Case(running.Skips(), {"x": torch.randn(8, 16)})
+    plan = spilling(planned(running.Skips, "sequential"), ("~down.0/0", "down.1", "middle", "up.1"))
+    kept: list[Tensor] = []
+    made.model.down[0].register_forward_hook(lambda module, args, output: kept.append(output))
+    made.model.down[3].register_forward_hook(lambda module, args, output: output + kept.pop())
+    run(made, plan, seed, follows=False)
+
+
 class Peeking(running.Skips):
     """Reads the first activation with no operator of torch, in the call that it comes back for."""
 
@@ -420,7 +431,8 @@ def _raise(*_: object) -> None:
 SCENARIOS: dict[str, Scenario] = {
     function.__name__: function
     for function in (
-        *(layerwise, sequential, written_back, spilled, spilled_and_met, spilled_and_read_unseen, reordered, colliding),
+        *(layerwise, sequential, written_back, spilled, spilled_and_met, spilled_and_met_too_early),
+        *(spilled_and_read_unseen, reordered, colliding),
         *(changed_unexpectedly, changed_while_streaming, trained, edited, preloaded, interrupted),
         *(unread_in_the_arena, unread_beside_the_arena, unread_and_changed),
     )

@@ -296,8 +296,10 @@ class Conductor:
     def close(self) -> None:
         """Copy everything home that only the device knows, point all tensors home, and free the arena."""
         try:
-            self._throughout.leave()
-            self.lanes.synchronize()
+            try:
+                self._throughout.leave()
+            finally:
+                self.lanes.synchronize()  # also if a copy could not be issued: the others use this memory and the homes
         finally:
             point_home(self._homes.tensors())
             if self._spills is not None:

@@ -40,13 +40,16 @@ StorageRef = weakref.ref[UntypedStorage]
 class Spill:
     """An activation whose storage was found, and where it is now. Numbers count copies in their lanes.
 
-    `returning` keeps the storage alive while a copy fills it. The model may drop the storage in the meantime, but its
-    memory must not be used for anything else before the compute lane has waited for the copy.
+    `leaving` keeps the storage alive while it is copied out, `returning` while a copy fills it. The model may drop the
+    storage in the meantime, but its memory must not be used for anything else before the compute lane has waited for
+    the copy.
     """
 
     name: str
     storage: StorageRef
     leaves_before: str | None = None  # after the copy out: its storage is emptied when this call begins
+    leaving: UntypedStorage | None = None
+    left: int = 0
     away: bool = False
     returned: int = 0
     serves: str | None = None  # after the copy back: the call that needs it
@@ -113,7 +116,7 @@ class Spills:
                 self._wait_for_return(spill)
             if spill.leaves_before == call and (storage := spill.storage()) is not None:
                 self._device.reached(f"emptying {spill.name}", _bytes(storage), [], [(0, storage.nbytes())])
-                spill.leaves_before, spill.away = None, True
+                spill.leaves_before, spill.leaving, spill.away = None, None, True  # the call has waited for the copy
                 storage.resize_(0)
 
     def meet(self, storage: UntypedStorage) -> None:
@@ -121,7 +124,7 @@ class Spills:
         spill = self._by_storage.get(storage._cdata)
         if spill is None or spill.storage() is not storage:
             return
-        spill.leaves_before = None
+        self._stay(spill)
         if spill.away:
             self._bring_back(spill, storage, Copy(Task("h2d", spill.name), f"h2d {spill.name} on demand", ""))
         self._wait_for_return(spill)
@@ -147,11 +150,19 @@ class Spills:
     def _copy_out(self, spill: Spill, storage: UntypedStorage, copy: Copy) -> None:
         # Wait for the compute lane. It has waited for every copy back, so an earlier copy back has filled this storage.
         self._lanes.wait("d2h", "compute", self._lanes.latest["compute"])
-        self._copier.copy(copy, [(self._homes[spill.name].memory, _bytes(storage))])
-        spill.leaves_before = copy.task.before
+        spill.left = self._copier.copy(copy, [(self._homes[spill.name].memory, _bytes(storage))])
+        spill.leaves_before, spill.leaving = copy.task.before, storage
+
+    def _stay(self, spill: Spill) -> None:
+        """Do not empty the storage later. The compute lane may change or reuse its memory once it is copied out."""
+        spill.leaves_before = None
+        if spill.leaving is not None:
+            self._lanes.wait("compute", "d2h", spill.left)
+            self._device.reached(f"{spill.name} stays", _bytes(spill.leaving), [], [(0, spill.leaving.nbytes())])
+            spill.leaving = None
 
     def _bring_back(self, spill: Spill, storage: UntypedStorage, copy: Copy) -> None:
-        spill.leaves_before = None
+        self._stay(spill)
         if not spill.away:
             return
         home = self._homes[spill.name].memory

@@ -33,16 +33,19 @@ def test_no_seed_finds_a_race_whatever_the_model_does(name: str, seeds: range) -
         ON_A_GPU[name](seed)
 
 
-def _only_saves_memory(wait: tuple[str, int, int]) -> bool:
-    """Whether it is the wait of an activation that comes back for the call behind which there is room for it."""
+def _shows_on_a_card(wait: tuple[str, int, int]) -> bool:
+    """Whether bytes race without it. Two waits are for what a card does not see, and `checked` does:
+
+    an activation comes back behind the call that leaves room for it; one that is copied out and stays may be reused.
+    """
     file, first, last = wait
-    lines = (Path(tgo.__file__).parent / file).read_text().splitlines()[first - 2 : last]
-    return "task.after is not None" in lines[0]
+    lines = (Path(tgo.__file__).parent / file).read_text().splitlines()[first - 1 : last]
+    return not any("task.after" in line or "spill.left" in line for line in lines)
 
 
 @pytest.mark.skipif(not card.is_here(), reason="only a simulated GPU finds races")
 @pytest.mark.filterwarnings("ignore:module forward hook with")
-@pytest.mark.parametrize(("file", "first", "last"), [wait for wait in waits() if not _only_saves_memory(wait)])
+@pytest.mark.parametrize(("file", "first", "last"), list(filter(_shows_on_a_card, waits())))
 def test_without_any_one_wait_a_scenario_fails(
     monkeypatch: pytest.MonkeyPatch, file: str, first: int, last: int
 ) -> None:

@@ -81,6 +81,7 @@ def all_scores(*args: Any, **options: Any) -> torch.Tensor:
         return scaled_dot_product_attention(*args, **options)
 
 
+@only_on_the_cpu("a GPU has other kernels for attention")
 def test_attention_that_is_fused_only_while_it_is_traced_stays_in_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("taskgraph_offload.planner.capture.recorder.scaled_dot_product_attention", all_scores)
     made = Case(Grouped(), {"x": torch.randn(1, 64, 16)})
