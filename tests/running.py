@@ -266,7 +266,7 @@ def assert_runs_like(
                 assert_equal(made(), wanted, f"{device}, forward {number}")
         used = plan.arena_bytes + guard.peak_bytes
         # The plan knows the operators of the CPU, where the model was traced. A GPU's may need a little more: LSTMs do.
-        allowed = plan.budget_bytes * (1 if DEVICE == "cpu" else 1.01)
+        allowed = plan.budget_bytes * (1 if DEVICE == "cpu" else 1.02)
         assert used <= allowed, f"{used} bytes used, {plan.budget_bytes} allowed"
     return run
 
