@@ -45,7 +45,7 @@ def _shows_on_a_card(wait: tuple[str, int, int]) -> bool:
 
 @pytest.mark.skipif(not card.is_here(), reason="only a simulated GPU finds races")
 @pytest.mark.filterwarnings("ignore:module forward hook with")
-@pytest.mark.parametrize(("file", "first", "last"), list(filter(_shows_on_a_card, waits())))
+@pytest.mark.parametrize(("file", "first", "last"), [wait for wait in waits() if _shows_on_a_card(wait)])
 def test_without_any_one_wait_a_scenario_fails(
     monkeypatch: pytest.MonkeyPatch, file: str, first: int, last: int
 ) -> None:
