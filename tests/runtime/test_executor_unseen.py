@@ -21,7 +21,6 @@ from ..running import (
     assert_equal,
     case,
     devices,
-    fails_on_a_gpu,
     known_plan,
     plainly,
     plan_of,
@@ -110,7 +109,6 @@ def test_a_lazy_conjugate_or_negative_is_refused_before_anything_moves(lazily: A
     assert everything_of(model) == before
 
 
-@fails_on_a_gpu("detach asks CUDA for the times of the last forwards, which a forked process cannot")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 def test_a_forked_process_gets_an_error_and_does_not_hang() -> None:
     made = case("chain")
