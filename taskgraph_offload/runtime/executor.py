@@ -50,6 +50,9 @@ class Executor:
     - an edit that torch does not count (`weight.data.add_(1)`, numpy), if it changes one of 64 samples of eight bytes,
       spread evenly over the weight. An edit of all rows always does. After a smaller edit, call `weights_changed()`.
 
+    On a GPU, the host is ahead of the device. Before you edit a weight, wait for the last forward
+    (`torch.cuda.synchronize()`, or any read of its output): its copies may still be under way.
+
     Between its calls, a weight is at home, in host memory: `module.weight.device` is "cpu" for code outside of the
     model. But `model.device`, if its class has such a property, is the device where the forward runs: pipelines and
     `generate` ask it. The forward moves its inputs there, and leaves its outputs there.
