@@ -242,7 +242,7 @@ class CudaDevice:
             get()
         else:
             with suppress(RuntimeError):
-                torch.zeros(1, device=self.device)  # runs a kernel, after which torch reads and clears the error
+                torch.ones(1, device=self.device)  # a kernel: then torch reads and clears the error
 
 
 @cache
