@@ -174,7 +174,7 @@ class Recorder(TorchDispatchMode):
         """
         lifetime, _ = self._live.get(storage_key(key), (None, None))
         repeats = lifetime.repeats if lifetime else 1
-        if repeats == 1 or key.shape[1] % repeats or torch.__version__ < "2.5":  # which has no grouped keys
+        if repeats == 1 or key.shape[1] % repeats:
             return
         record = self.records[-1]
         costs = record.flops, record.flop_bytes, record.other_bytes

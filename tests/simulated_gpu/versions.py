@@ -15,8 +15,6 @@ import time
 from .build import build
 
 VERSIONS = [
-    "2.4.1",
-    "2.5.1",
     "2.6.0",
     "2.7.1",
     "2.8.0",
