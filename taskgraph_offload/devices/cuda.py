@@ -231,9 +231,12 @@ class CudaDevice:
         if int(code) != 0:
             self._clear_error()
             text = torch.cuda.cudart().cudaGetErrorString(code)
+            advice = (
+                ". Raise the limit of locked memory (`ulimit -l`, or memlock of the container), or free host memory"
+            )
             raise ExecutionError(
-                f"CUDA could not {verb} {readable(nbytes)} of host memory: {text} (error {int(code)}). "
-                "Raise the limit of locked memory (`ulimit -l`, or memlock of the container), or free host memory"
+                f"CUDA could not {verb} {readable(nbytes)} of host memory: {text} (error {int(code)})"
+                + (advice if verb == "lock" else "")
             )
 
     def _clear_error(self) -> None:

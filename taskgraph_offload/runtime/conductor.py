@@ -254,16 +254,27 @@ class Conductor:
         return tree_map_only(Tensor, lambda tensor: tensor.clone() if home_of(tensor) is not None else tensor, output)
 
     def on_the_device(self, given: Given) -> Given:
-        """The inputs of a forward, with copies of tensors that are on another device. Weights stay where they are."""
+        """The inputs of a forward, with copies of tensors that are on another device. Weights stay where they are.
+
+        So do single numbers on the host, which any operator takes, and containers in which nothing moves.
+        """
         device, home_of = self._device.device, self._home_reads.home_of
 
         def is_elsewhere(leaf: Any) -> bool:
-            return isinstance(leaf, Tensor) and leaf.device != device and not leaf.is_meta and home_of(leaf) is None
+            if not isinstance(leaf, Tensor) or leaf.device == device or leaf.is_meta:
+                return False
+            return not (leaf.is_cpu and leaf.dim() == 0) and home_of(leaf) is None
 
-        if not any(map(is_elsewhere, tree_leaves(given))):
-            return given  # with the caller's own lists and dicts
-        moved = tree_map_only(Tensor, lambda tensor: tensor.to(device) if is_elsewhere(tensor) else tensor, given)
-        return cast(Given, moved)
+        def moved(value: Any) -> Any:
+            if not any(map(is_elsewhere, tree_leaves(value))):
+                return value
+            if type(value) in (list, tuple):
+                return type(value)(map(moved, value))
+            if type(value) is dict:
+                return {key: moved(item) for key, item in value.items()}
+            return tree_map_only(Tensor, lambda tensor: tensor.to(device) if is_elsewhere(tensor) else tensor, value)
+
+        return cast(Given, moved(given))
 
     def watching(self) -> AbstractContextManager[Any]:
         """A context that watches every operator of a forward, if spills or reads of homes ask for that."""

@@ -141,10 +141,10 @@ class Edits:
         for home, shown, tensor in moved:
             try:
                 _check(home, shown, tensor)
+                self._homes.adopt(home, shown, tensor)
             except ExecutionError as error:
                 problems.append(error)
                 continue
-            self._homes.adopt(home, shown, tensor)
             self._changed.add(home.name)
             self._samples["weight", home.name] = _sample_of(home)
         if self._homes.moves != moves:

@@ -50,8 +50,8 @@ class Executor:
     - an edit that torch does not count (`weight.data.add_(1)`, numpy), if it changes one of 64 samples of eight bytes,
       spread evenly over the weight. An edit of all rows always does. After a smaller edit, call `weights_changed()`.
 
-    On a GPU, the host is ahead of the device. Before you edit a weight, wait for the last forward
-    (`torch.cuda.synchronize()`, or any read of its output): its copies may still be under way.
+    On a GPU, the host is ahead of the device. Copies may be under way after a forward, in a hook, and after attaching
+    with `preload`: call `torch.cuda.synchronize()` before you edit a weight there.
 
     Between its calls, a weight is at home, in host memory: `module.weight.device` is "cpu" for code outside of the
     model. But `model.device`, if its class has such a property, is the device where the forward runs: pipelines and
@@ -265,8 +265,7 @@ def _warn_if_libraries_do_not_fit(plan: Plan, device: Device[Any]) -> None:
     if device.library_bytes and over > 0:
         warn(
             f"this forward will pass its budget of {readable(plan.budget_bytes)} by {readable(over)}: CUDA's libraries "
-            f"take {readable(device.library_bytes)} on this GPU. Plan with machine=Machine.measure(), or "
-            f"margin='{device.library_bytes}B'",
+            f"take {readable(device.library_bytes)} on this GPU. Plan with margin='{device.library_bytes}B'",
             stacklevel=4,
         )
 

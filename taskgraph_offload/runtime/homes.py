@@ -163,16 +163,16 @@ class Homes:
         cannot be pinned, the tensor moves to a new slab.
         """
         with torch.no_grad(), torch.inference_mode(False), _disable_current_modes():
+            given = self._pinned_in_place(shown, tensor)
+            slab = self._slab_with(home, shown, tensor) if given is None else given  # raises before anything changes
             if tensor is not shown.tensor:
                 _let_go(home, shown)
             self._free_slab(home.name)
             shown.tensor, shown.came_from = tensor, tensor.device
             shown.note_version()
-            slab: Slab | None = self._pinned_in_place(shown, tensor)
-            if slab is not None:
+            if given is not None:
                 shown.settle(tensor.detach())
             else:
-                slab = self._slab_with(home, shown, tensor)
                 shown.settle(shown.view_of(slab.memory))
                 tensor.data = shown.home
             self.memories[_moved(home.name)], home.memory = slab, slab.memory

@@ -27,8 +27,9 @@ class Stats:
 
     `peak_bytes` is measured on CUDA: the most that this process had in use on the GPU until the last forward ended,
     without what was in use before the arena came, with what CUDA's libraries hold. Torch does not count memory on the
-    CPU, and hides ours on CUDA below a higher peak from before (`torch.cuda.reset_peak_memory_stats` ends that). There
-    it is the arena, weights on demand, libraries and the activations of the trace, also if inputs have other shapes.
+    CPU, and hides ours on CUDA below a higher peak from before (`torch.cuda.reset_peak_memory_stats` ends that). In
+    both cases it is the arena, weights on demand, libraries and the activations of the trace, also if inputs have other
+    shapes.
     """
 
     h2d_bytes: int = 0

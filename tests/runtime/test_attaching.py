@@ -186,6 +186,20 @@ def test_a_copy_is_locked_where_the_memory_that_the_user_gives_cannot_be() -> No
     assert_equal(made(), plain())
 
 
+def test_once_pages_can_be_locked_again_all_memory_that_the_user_gave_is_taken() -> None:
+    made, plain = case("chain"), case("chain")
+    with torch.no_grad(), tgo.Executor(made.model, known_plan("chain"), device=(device := Locking())):
+        for one in (made, plain):
+            for number in (1, 3):
+                one.model.blocks[number].up.weight = nn.Parameter(torch.full((64, 4), number / 4))
+        device.fails_at = tuple(range(device.asked + 2, device.asked + 6))  # the first one can be locked
+        for _ in range(2):
+            with pytest.raises(tgo.ExecutionError, match="no more pages can be locked"):
+                made()
+        assert_equal(made(), plain())
+    assert_equal(made(), plain())
+
+
 GROWTH = """
 import psutil, torch
 import taskgraph_offload as tgo

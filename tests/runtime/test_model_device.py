@@ -143,6 +143,18 @@ def test_containers_of_the_caller_are_handed_on_if_nothing_in_them_must_move(mod
             assert one.given[0][0] is one.given[1]["cache"] is cache
 
 
+def test_the_forward_can_write_into_containers_of_the_caller_beside_inputs_that_move(model: Whole) -> None:
+    cache: dict[str, Tensor] = {}
+    nested: dict[str, Any] = {"x": X, "kept": [X.to(META)]}
+    number = torch.tensor(0.5)
+    with torch.no_grad(), attached(model):
+        model(X, cache, nested=nested, number=number)
+        args, kwargs = model.given
+        assert args[1] is cache
+        assert kwargs["nested"]["kept"] is nested["kept"]
+        assert (args[0].device, kwargs["nested"]["x"].device, kwargs["number"]) == (META, META, number)
+
+
 def test_a_compiled_block_may_ask(model: Whole) -> None:
     class Asking(Part):
         def forward(self, *args: Any, **kwargs: Any) -> Tensor:

@@ -1,7 +1,7 @@
 """Which versions of torch pass the suite: `python -m tests.simulated_gpu.versions [VERSION ...]`; a table of Markdown.
 
 Each version's CUDA build runs the tests of capture, runtime and devices on the CPU, and those of the GPU on the
-simulated card. docs/versions.md holds the last table.
+simulated card.
 """
 
 from __future__ import annotations
