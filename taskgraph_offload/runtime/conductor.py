@@ -258,6 +258,13 @@ class Conductor:
 
         So do single numbers on the host, which any operator takes, and containers in which nothing moves.
         """
+        device = self._device.device
+        for leaf in tree_leaves(given):
+            if isinstance(leaf, Tensor) and leaf.device != device:
+                return cast(Given, self._moved(given))
+        return given
+
+    def _moved(self, given: Any) -> Any:
         device, home_of = self._device.device, self._home_reads.home_of
 
         def is_elsewhere(leaf: Any) -> bool:
@@ -265,16 +272,13 @@ class Conductor:
                 return False
             return not (leaf.is_cpu and leaf.dim() == 0) and home_of(leaf) is None
 
-        def moved(value: Any) -> Any:
-            if not any(map(is_elsewhere, tree_leaves(value))):
-                return value
-            if type(value) in (list, tuple):
-                return type(value)(map(moved, value))
-            if type(value) is dict:
-                return {key: moved(item) for key, item in value.items()}
-            return tree_map_only(Tensor, lambda tensor: tensor.to(device) if is_elsewhere(tensor) else tensor, value)
-
-        return cast(Given, moved(given))
+        if not any(map(is_elsewhere, tree_leaves(given))):
+            return given
+        if type(given) in (list, tuple):
+            return type(given)(map(self._moved, given))
+        if type(given) is dict:
+            return {key: self._moved(item) for key, item in given.items()}
+        return tree_map_only(Tensor, lambda tensor: tensor.to(device) if is_elsewhere(tensor) else tensor, given)
 
     def watching(self) -> AbstractContextManager[Any]:
         """A context that watches every operator of a forward, if spills or reads of homes ask for that."""

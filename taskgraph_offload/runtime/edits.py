@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from operator import methodcaller
 from typing import Any
 
 import numpy
@@ -20,6 +22,7 @@ from .tensors import WeightTensor, count_of_edits
 
 WORDS = 64  # samples of eight bytes in each weight: one in each row of 64 rows, or one every 64 bytes of 4 KiB
 TOGETHER = 32  # tensors that are looked at together: few enough to be in the processor's cache for the second look
+_CALL = methodcaller("__call__")
 Array = numpy.ndarray[Any, Any]
 Pair = tuple[WeightHome, WeightTensor]
 Place = tuple[WeightHome, WeightTensor, dict[str, Any], str]  # where the model keeps a tensor of a weight
@@ -45,29 +48,30 @@ class _Group:
 
     def __init__(self, pairs: Sequence[Pair]) -> None:
         self._pairs, self._tensors = pairs, [shown.tensor for _, shown in pairs]
-        self._looks = _looks([shown.home for _, shown in pairs])
+        homes = [shown.home for _, shown in pairs]
+        self._looks = [
+            list(map(Tensor.data_ptr, homes)),
+            list(map(Tensor.numel, homes)),
+            list(map(Tensor.stride, homes)),
+        ]
         self._counted_pairs = [(home, shown) for home, shown in pairs if shown.counted]
         self._counted = [shown.tensor for _, shown in self._counted_pairs]
         self._versions = [shown.version for _, shown in self._counted_pairs]
 
-    def edited(self) -> set[str]:
-        """The weights that were edited in place since the last time this was called."""
-        versions = list(map(count_of_edits, self._counted))
-        if versions == self._versions:
-            return set()
-        edited = [
-            pair for pair, now, then in zip(self._counted_pairs, versions, self._versions, strict=True) if now != then
-        ]
-        self._versions = versions
-        for _, shown in edited:
-            shown.note_version()
-        return {home.name for home, _ in edited}
-
-    def moved(self) -> list[Pair]:
-        """The tensors that do not show their homes any more."""
-        if _looks(self._tensors) == self._looks:
-            return []
-        return [(home, shown) for home, shown in self._pairs if not shown.is_home]
+    def look(self) -> tuple[set[str], list[Pair]]:
+        """The weights that were edited in place since the last look, and the tensors that do not show their homes."""
+        edited, moved = set[str](), list[Pair]()
+        if (versions := list(map(count_of_edits, self._counted))) != self._versions:
+            for (home, shown), now, then in zip(self._counted_pairs, versions, self._versions, strict=True):
+                if now != then:
+                    edited.add(home.name)
+                    shown.note_version()
+            self._versions = versions
+        ours = self._tensors
+        looks = [list(map(Tensor.data_ptr, ours)), list(map(Tensor.numel, ours)), list(map(Tensor.stride, ours))]
+        if looks != self._looks:  # these change with other data, and lists are quick to make and to compare
+            moved = [(home, shown) for home, shown in self._pairs if not shown.is_home]
+        return edited, moved
 
 
 class Edits:
@@ -88,16 +92,20 @@ class Edits:
         }
         self._changed: set[str] = set()  # what the next forward will be told
         self._list_tensors()
-        self._edited_unseen()  # only edits after this moment count
+        self.changes()  # only edits after this moment count
 
     def changes(self) -> set[str]:
         """The weights that changed since the last forward. New memory of a weight becomes its home."""
-        moved: list[Pair] = []
+        given_other_memory: list[Pair] = []
         for group in self._groups:
-            self._changed |= group.edited()
-            moved += group.moved()
-        self._take_over(moved)
-        self._changed |= self._edited_unseen()
+            edited, moved = group.look()
+            self._changed |= edited
+            given_other_memory += moved
+        self._take_over(given_other_memory)
+        for sample in self._samples.values():
+            if (words := sample.memory.take(sample.places).tobytes()) != sample.words:
+                self._changed |= sample.differing(words) if sample.words else set()
+                sample.words = words
         changed, self._changed = self._changed, set()
         return changed
 
@@ -107,22 +115,13 @@ class Edits:
             if not any(shown.shows(shown.seat) and not shown.is_home for shown in home.tensors):
                 self._changed.add(home.name)
 
-    def _edited_unseen(self) -> set[str]:
-        """The weights whose samples changed since the last time this was called."""
-        found: set[str] = set()
-        for sample in self._samples.values():
-            if (words := sample.memory.take(sample.places).tobytes()) != sample.words:
-                found |= sample.differing(words) if sample.words else set()
-                sample.words = words
-        return found
-
     def _list_tensors(self) -> None:
         pairs = [(home, shown) for home in self._still for shown in home.tensors]
         self._groups = [_Group(pairs[first : first + TOGETHER]) for first in range(0, len(pairs), TOGETHER)]
         everyone = [(home, shown) for home in self._homes.weights.values() for shown in home.tensors]
         self._places: list[Place] = [(home, m, owner, key) for home, m in everyone for owner, key in m.owners]
         self._identities = [id(shown.tensor) for _, shown, _, _ in self._places]
-        self._lookups = [(owner.get, key) for _, _, owner, key in self._places]
+        self._lookups = [partial(owner.get, key) for _, _, owner, key in self._places]
 
     def _take_over(self, given_other_memory: list[Pair]) -> None:
         """Find tensors that were replaced. Make their memory, and other memory that was given, the home."""
@@ -131,10 +130,12 @@ class Edits:
             dict[WeightTensor, tuple[WeightHome, Tensor]](),
             list[tuple[WeightHome, WeightTensor, Tensor]](),
         )
-        if [id(get(key)) for get, key in self._lookups] != self._identities:
+        if list(map(id, map(_CALL, self._lookups))) != self._identities:
             replaced = _replaced(self._places)
             moved = [(home, shown, tensor) for shown, (home, tensor) in replaced.items()]
-        moved += [(home, shown, shown.tensor) for home, shown in given_other_memory if shown not in replaced]
+        for home, shown in given_other_memory:
+            if shown not in replaced:
+                moved.append((home, shown, shown.tensor))
         for home, shown in self._changing:
             if shown not in replaced and not shown.is_home and not shown.shows(shown.seat):
                 moved.append((home, shown, shown.tensor))
@@ -151,11 +152,6 @@ class Edits:
             self._list_tensors()
         if problems:
             raise problems[0]
-
-
-def _looks(tensors: list[Tensor]) -> list[object]:
-    """Address, size and strides: what changes if a tensor is given other data. Lists are quick to make and compare."""
-    return [list(map(Tensor.data_ptr, tensors)), list(map(Tensor.numel, tensors)), list(map(Tensor.stride, tensors))]
 
 
 def _replaced(places: Iterable[Place]) -> dict[WeightTensor, tuple[WeightHome, Tensor]]:
