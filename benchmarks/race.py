@@ -20,11 +20,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from subprocess import DEVNULL, PIPE
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -41,7 +43,7 @@ BALANCES, SHARES = (0.4, 0.9, 2.0), (0.25, 0.5, 0.75)
 FIRST, STEADY = 4, 5  # steps of the first request, and of the second one, which is measured
 TRIES = 5  # short runs to tune a knob
 OVER, UNDER = 0.01, 0.02  # a peak this much over or under the budget meets it
-LIMIT = 600  # seconds that one process may take
+BEHIND = 1.15  # times the first one's step: a racer so slow runs one turn only
 Facts = dict[str, Any]
 
 
@@ -80,6 +82,9 @@ class Race:
 
     def __init__(self, asked: argparse.Namespace) -> None:
         self.asked = asked
+        forks = {**os.environ, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}  # to ask whether there is a GPU leaves it alone
+        command = [sys.executable, "-m", "benchmarks.race.one"]
+        self.worker = subprocess.Popen(command, cwd=ROOT, env=forks, text=True, stdin=PIPE, stdout=PIPE, stderr=DEVNULL)
         self.missing = {name: missing for name in asked.racers if (missing := RACERS[name].missing())}
         self.racers = [name for name in dict.fromkeys(("resident", *asked.racers)) if name not in self.missing]
         empty: Facts = {"cases": [], "checks": [], "probes": []}
@@ -102,7 +107,7 @@ class Race:
         """Compare the outputs of a racer with those of the resident model."""
         key = {"model": model, "racer": racer}
         if _find(self.results["checks"], key) is None:
-            found = _process({"do": "check", **key})
+            found = self._done({"do": "check", **key})
             self.results["checks"].append({**key, **found})
             self._save(f"{model}: {racer}: {found.get('error') or ('same' if found['equal'] else 'OTHER')} outputs")
 
@@ -110,7 +115,7 @@ class Race:
         """What the resident model takes, and the rates of the simulated card."""
         key = {"model": model, "size": self.asked.size, "wanted": self.asked.step}
         if (probed := _find(self.results["probes"], key)) is None:
-            probed = {**key, **_process({"do": "probe", **key})}
+            probed = {**key, **self._done({"do": "probe", **key})}
             if "error" in probed:
                 sys.exit(f"{model}: {probed['error']}")
             self.results["probes"].append(probed)
@@ -133,12 +138,25 @@ class Race:
         job = {"do": "race", "model": case["model"], "size": case["size"], "rates": case["rates"]}
         for turn in range(self.asked.turns):
             for racer in racers:
-                if len(case["runs"].get(racer, ())) <= turn:
+                runs = case["runs"].setdefault(racer, [])
+                if len(runs) > turn or (turn > 0 and _is_far_behind(case, racer)):
+                    continue
+                if (run := self._known(case, racer, turn)) is None:
                     knob = self._knob(racer, job, case)
-                    run = _process({**job, "racer": racer, "knob": knob, "first": FIRST, "steady": STEADY})
-                    case["runs"].setdefault(racer, []).append(run)
-                    name = f"{case['model']} {case['balance']:g} {case['share']:.0%}"
-                    self._save(f"{name} turn {turn + 1}: {racer}: {_short(run)}")
+                    run = self._done({**job, "racer": racer, "knob": knob, "first": FIRST, "steady": STEADY})
+                runs.append(run)
+                self._save(
+                    f"{case['model']} {case['balance']:g} {case['share']:.0%} turn {turn + 1}: {racer}: {_short(run)}"
+                )
+
+    def _known(self, case: Facts, racer: str, turn: int) -> Facts | None:
+        """What a racer without a knob has done with another budget."""
+        same = [
+            other["runs"].get(racer, [])
+            for other in self.results["cases"]
+            if not RACERS[racer].tuned and all(other[key] == case[key] for key in ("model", "size", "rates"))
+        ]
+        return next((runs[turn] for runs in same if len(runs) > turn), None)
 
     def _knob(self, racer: str, job: Facts, case: Facts) -> int:
         """The knob of a racer, from its last turn, or from short runs."""
@@ -153,7 +171,7 @@ class Race:
         knob = max(others, default=budget if RACERS[racer].knob_is_budget else budget - case["activations"])
         enough = max(UNDER * budget, case["smallest_block"])
         for _ in range(TRIES):
-            run = _process({**job, "racer": racer, "knob": knob, "first": 1, "steady": 2})
+            run = self._done({**job, "racer": racer, "knob": knob, "first": 1, "steady": 2})
             if "error" in run:
                 self._save(f"{job['model']}: {racer}: knob {readable(knob)}: {run['error']}")
                 break
@@ -168,10 +186,25 @@ class Race:
             knob = knob + gap if most < knob + gap < over else (most + over) // 2
         return most
 
+    def _done(self, job: Facts) -> Facts:
+        """What the worker makes of a job."""
+        assert self.worker.stdin is not None
+        assert self.worker.stdout is not None
+        print(json.dumps(job), file=self.worker.stdin, flush=True)
+        found: Facts = json.loads(self.worker.stdout.readline())
+        return found
+
     def _save(self, done: str) -> None:
         print(done, file=sys.stderr, flush=True)
         if self.asked.json is not None:
             self.asked.json.write_text(json.dumps(self.results, indent=1))
+
+
+def _is_far_behind(case: Facts, racer: str) -> bool:
+    """Whether a racer failed in its first turn, or was so slow that it needs no other."""
+    runs = {name: runs[0] for name, runs in case["runs"].items() if runs and "error" not in runs[0]}
+    steps = [run["step"] for run in runs.values() if run["peak"] <= (1 + OVER) * case["budget"]]
+    return racer not in runs or (bool(steps) and runs[racer]["step"] > BEHIND * min(steps))
 
 
 def _find(found: list[Facts], key: Facts) -> Facts | None:
@@ -182,19 +215,6 @@ def _find(found: list[Facts], key: Facts) -> Facts | None:
 def _alike(other: Facts, case: Facts, racer: str) -> bool:
     """Whether a racer's knob is known for the same model and budget, on another balance."""
     return racer in other["knobs"] and (other["model"], other["budget"]) == (case["model"], case["budget"])
-
-
-def _process(job: Facts) -> Facts:
-    """Do a job in a process of its own. A job that fails gives its error."""
-    command = [sys.executable, "-m", "benchmarks.race.one", json.dumps(job)]
-    try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT)
-        found: Facts = json.loads(done.stdout.strip().splitlines()[-1])
-        return found
-    except subprocess.TimeoutExpired:
-        return {"error": f"took more than {LIMIT} s"}
-    except (ValueError, IndexError):
-        return {"error": (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1][:300]}
 
 
 def _short(run: Facts) -> str:

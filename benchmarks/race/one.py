@@ -1,6 +1,8 @@
-"""One race in one process: reads a job as JSON from the command line, and writes the result as one line of JSON.
+"""Races, each in a process of its own: reads jobs as lines of JSON, and writes the result of each as one.
 
-`benchmarks/race.py` starts it. It races for real on a real GPU; it sets rates only on the simulated one.
+`benchmarks/race.py` starts it. A job runs in a fork of this process, which has imported what is slow to import, has
+built the model, and has never met the device. It races for real on a real GPU; on the simulated one it sets rates, and
+the clock is the card's, which skips the time that the host waits.
 """
 
 from __future__ import annotations
@@ -9,14 +11,17 @@ import ctypes
 import gc
 import json
 import os
+import signal
 import statistics
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
+from functools import lru_cache
 from importlib import import_module
 from itertools import pairwise
 from typing import Any
@@ -36,23 +41,67 @@ LATENCY, LAUNCH = 10e-6, 5e-6  # seconds that a copy and a kernel take besides t
 GEMM_SHARE = 0.85  # of a resident step, as in a model of full size
 COUNTED = ("h2d_bytes", "d2h_bytes", "pageable_bytes", "host_wait_seconds")  # by the simulated card
 NOTHING = 1e18  # a rate so high that it costs no time
+LIMIT = 600  # seconds that one job may take
 Forward = Callable[..., Any]
+Facts = dict[str, Any]
+
+built = lru_cache(maxsize=1)(build)
+now = card.now if card.is_here() else time.perf_counter
 
 
-def main(job: dict[str, Any]) -> dict[str, Any]:
-    """Do what the job says."""
+def main() -> None:
+    """Do all jobs that come."""
     warnings.filterwarnings("ignore")
     torch.set_grad_enabled(False)
+    torch.set_num_threads(1)  # threads do not live on in a fork
+    if card.is_here():
+        torch.cuda._device_count_nvml = lambda: 1  # what a driver tells without beginning to work
+    results = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # some libraries print
+    for line in sys.stdin:
+        job = json.loads(line)
+        if "size" in job:
+            built(job["model"], job["size"])
+        print(json.dumps(in_a_fork(job)), file=results, flush=True)
+
+
+def in_a_fork(job: Facts) -> Facts:
+    """Do a job in a process of its own. A job that fails gives its error."""
+    with tempfile.TemporaryFile("w+") as answer:
+        if not (child := os.fork()):
+            answer.write(json.dumps(done(job)))
+            answer.flush()
+            os._exit(0)  # threads of some libraries never end
+        ends = time.monotonic() + LIMIT
+        while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
+            time.sleep(0.02)
+            if time.monotonic() > ends:
+                os.kill(child, signal.SIGKILL)
+        answer.seek(0)
+        text = answer.read()
+    if text:
+        found: Facts = json.loads(text)
+        return found
+    return {"error": f"ended with {os.waitstatus_to_exitcode(ended[1])} (-9: took more than {LIMIT} s)"}
+
+
+def done(job: Facts) -> Facts:
+    """Do what the job says."""
     if card.is_here():
         torch.backends.cudnn.enabled = False  # its stand-in does nothing
+        card.skip_waits()
     doing = {"probe": probe, "race": race, "check": check}[job.pop("do")]
-    with card.charged_attention() if card.is_here() and doing is not check else nullcontext():
-        return doing(**job)
+    try:
+        with card.charged_attention() if card.is_here() and doing is not check else nullcontext():
+            return doing(**job)
+    except Exception as error:
+        text = str(error).strip().splitlines() or [""]
+        return {"error": f"{type(error).__name__}: {text[0]}"[:300]}
 
 
-def probe(model: str, size: float, wanted: float) -> dict[str, Any]:
+def probe(model: str, size: float, wanted: float) -> Facts:
     """The resident model: its step and its memory. On a simulated card, find rates for the step that is wanted."""
-    case = build(model, size)
+    case = built(model, size)
     weights = case.nbytes
     case.model.cuda()
     inputs = on("cuda", case.inputs)
@@ -74,7 +123,7 @@ def probe(model: str, size: float, wanted: float) -> dict[str, Any]:
     }
 
 
-def _rates(case: Case, inputs: dict[str, Any], step: float) -> dict[str, float]:
+def _rates(case: Case, inputs: Facts, step: float) -> dict[str, float]:
     """Rates of compute and memory: matrix products take their share of a step, all other kernels the rest."""
 
     def busy(flops: float, memory: float) -> float:
@@ -90,11 +139,11 @@ def _rates(case: Case, inputs: dict[str, Any], step: float) -> dict[str, float]:
 
 def race(
     model: str, size: float, racer: str, knob: int, rates: dict[str, float] | None, first: int, steady: int
-) -> dict[str, Any]:
+) -> Facts:
     """Attach a racer, run a first request of `first` steps, then `steady` steps more."""
     for name in RACERS[racer].packages:
         import_module(name)  # not a part of setting up
-    case = build(model, size)
+    case = built(model, size)
     inputs, weights = on("cuda", case.inputs), case.nbytes
     machine = None
     if rates is not None:
@@ -105,13 +154,13 @@ def race(
             "the simulated card", link, link, rates["latency"], rates["flops"], rates["memory"], taken
         )
     _trim()
-    before, start = _host_bytes(), time.perf_counter()
+    before, start = _host_bytes(), now()
     attached = RACERS[racer].attach(replace(case, inputs=inputs), knob, machine)
     torch.cuda.synchronize()
-    setup = time.perf_counter() - start
-    start = time.perf_counter()
+    setup = now() - start
+    start = now()
     cold, _, _ = _steps(case, attached.forward, inputs, first)
-    request = time.perf_counter() - start
+    request = now() - start
     seconds, calls, counts = _steps(case, attached.forward, inputs, steady)
     _trim()
     return {
@@ -130,12 +179,11 @@ def race(
     }
 
 
-def check(model: str, racer: str) -> dict[str, Any]:
+def check(model: str, racer: str) -> Facts:
     """Compare the outputs of three steps with those of the resident model, with a small model whose operators compute.
 
     Each step begins from what the one before gave.
     """
-    torch.set_num_threads(1)
     case = build(model, 0.06, 0.15, torch.float32)
     inputs = on("cuda", case.inputs)
     with _computing():
@@ -161,7 +209,7 @@ def _small_activations() -> int:
     return 24 * 2**20
 
 
-def _outputs(case: Case, forward: Forward, inputs: dict[str, Any]) -> list[torch.Tensor]:
+def _outputs(case: Case, forward: Forward, inputs: Facts) -> list[torch.Tensor]:
     outputs = []
     for _ in range(3):
         output, inputs = case.step(forward, inputs)
@@ -170,16 +218,16 @@ def _outputs(case: Case, forward: Forward, inputs: dict[str, Any]) -> list[torch
 
 
 def _steps(
-    case: Case, forward: Forward, inputs: dict[str, Any], count: int
+    case: Case, forward: Forward, inputs: Facts, count: int
 ) -> tuple[list[float], list[float], dict[str, float]]:
     """Run steps: the device's seconds of each, the host's seconds in each forward, and what the card counted."""
     moments = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
     before, calls = _counts(), []
     moments[0].record()
     for moment in moments[1:]:
-        start = time.perf_counter()
+        start = now()
         _, inputs = case.step(forward, inputs)
-        calls.append(time.perf_counter() - start)
+        calls.append(now() - start)
         moment.record()
     counts = {name: count - before[name] for name, count in _counts().items()}  # without our own wait, which follows
     torch.cuda.synchronize()
@@ -203,6 +251,4 @@ def _host_bytes() -> int:
 
 
 if __name__ == "__main__":
-    result = main(json.loads(sys.argv[1]))
-    print(json.dumps(result), flush=True)
-    os._exit(0)  # threads of some libraries never end
+    main()

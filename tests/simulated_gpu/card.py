@@ -65,6 +65,8 @@ def library() -> Any:
         ("limits", None, size, size),
         ("unlock_all", None),
         ("delays", None, ctypes.c_uint64, number),
+        ("skip_waits", None, ctypes.c_int),
+        ("now", number),
         ("empty_queues", None, ctypes.c_int),
         ("label", None, text),
         ("failure", None, text, ctypes.c_long, ctypes.c_int),
@@ -136,6 +138,16 @@ def uses(function: str) -> int:
 def delays(seed: int, longest: float) -> None:
     """Let one work in four be late, by up to so many seconds. The same seed delays the same works. 0 ends it."""
     library().simulated_delays(seed, longest)
+
+
+def skip_waits(skips: bool = True) -> None:
+    """Let the clock jump where the host waits for the card and nothing else happens: the same times, sooner."""
+    library().simulated_skip_waits(skips)
+
+
+def now() -> float:
+    """Seconds by the clock of the card, which the host's calls go by, too: what has passed, and what was skipped."""
+    return float(library().simulated_now())
 
 
 def empty_queues(empty: bool) -> None:

@@ -41,6 +41,7 @@ if card.is_here():
         card.limit()
         card.set_rates()
         card.delays(0, 0)
+        card.skip_waits()
         card.watch()
         with computing():
             yield

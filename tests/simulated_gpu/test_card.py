@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -197,8 +199,9 @@ def test_a_copy_races_too(watched: Tensor) -> None:
 FLOPS, MEMORY, LINK, PAGEABLE, LATENCY, LAUNCH = 1e11, 1e10, 1e8, 3e7, 1e-3, 2e-3
 
 
-@pytest.fixture
-def paced() -> None:
+@pytest.fixture(params=[True, False], ids=["skipping waits", "in real time"])
+def paced(request: pytest.FixtureRequest) -> None:
+    card.skip_waits(request.param)
     torch.ones(2, 2, device="cuda") @ torch.ones(2, 2, device="cuda")  # cuBLAS begins
     torch.cuda.synchronize()
     card.set_rates(FLOPS, MEMORY, LINK, PAGEABLE, LATENCY, LAUNCH)
@@ -258,3 +261,32 @@ def test_a_copy_and_a_product_run_at_the_same_time() -> None:
     out = torch.empty_like(square)
     both = seconds_of(lambda: device.copy_(host, non_blocking=True), lambda: torch.mm(square, square, out=out))
     assert both == pytest.approx(max(copy, product), rel=1e-3)
+
+
+def test_the_clock_skips_what_the_host_waits_for() -> None:
+    card.set_rates(FLOPS, MEMORY, LINK)
+    start, before = card.now(), card.counts()
+    day = 24 * 3600.0
+    card.cost(day * FLOPS, 0)
+    torch.cuda.synchronize()
+    assert card.now() - start >= day
+    assert card.counts().since(before).host_wait_seconds == pytest.approx(day, rel=1e-3)
+
+
+def test_the_clock_skips_nothing_while_another_thread_of_the_host_works() -> None:
+    card.set_rates(FLOPS, MEMORY, LINK)
+    card.cost(3600 * FLOPS, 0)
+    seen: list[float] = []
+
+    def work() -> None:
+        began = time.monotonic()
+        while time.monotonic() - began < 0.3:
+            seen.append(card.now())
+
+    thread = threading.Thread(target=work)
+    start = card.now()
+    thread.start()
+    torch.cuda.synchronize()
+    thread.join()
+    assert len(seen) > 1
+    assert seen[-1] - start < 3600 <= card.now() - start

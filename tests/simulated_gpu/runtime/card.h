@@ -4,9 +4,9 @@
 // races.cpp (which bytes two streams touch in no order), control.cpp (what Python reads and sets, calls that fail on
 // purpose), cudart.cpp (the functions of CUDA's runtime, on top of these), cublas.cpp (what a matrix product costs).
 #pragma once
+#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
-#include <condition_variable>
 #include <deque>
 #include <functional>
 #include <mutex>
@@ -16,7 +16,7 @@
 namespace card {
 
 using Seconds = double;
-Seconds now();  // of the host
+Seconds now();  // of the host and the card: what has really passed, and what was skipped
 
 // ---- control.cpp
 
@@ -32,8 +32,8 @@ struct Counts {  // read from Python in this order, as doubles
   double host_waits, host_wait_seconds, locked_bytes, allocated_bytes, compute_seconds, h2d_seconds, d2h_seconds;
   double delays, delay_seconds;
 };
-void count(double Counts::*which, double much = 1);
-void keep(double Counts::*which, double value);
+void count(double Counts::* which, double much = 1);
+void keep(double Counts::* which, double value);
 
 int entered(const char* function);  // counts the call; an error code, where this use of it shall fail
 const std::string& label();         // what the calling thread does now, in the words of whoever drives the card
@@ -93,6 +93,10 @@ class Stream {
   bool is_idle();
   bool capturing = false;
 
+  // For whoever holds the lock of all streams.
+  static Seconds next_to_wake();
+  static void skip_to(Seconds);
+
  private:
   struct Item {
     Seconds given, delay;
@@ -102,10 +106,14 @@ class Stream {
   };
   void run();
   void take(const Item&);
+  void sleep_until(Seconds, Seconds slack);
+  bool rests();
   std::deque<Item> queue;
-  std::condition_variable more;
+  std::condition_variable more, alarm;
   long given = 0, done = 0;
-  Seconds clock = 0;
+  Seconds clock = 0, wakes = 0;  // its own time; when it wakes up, while it sleeps
+  Event* awaited = nullptr;
+  long awaited_turn = 0;
   size_t number;
   Moment moment;
 };
@@ -116,5 +124,6 @@ bool any_capturing();
 void wait_for(Event*);  // blocks the host
 bool has_happened(Event*);
 void delay_randomly(uint64_t seed, Seconds longest);
+void skip_waits(bool skips);
 
 }  // namespace card

@@ -24,12 +24,12 @@ std::map<std::string, Uses>& functions() {
 
 }  // namespace
 
-void count(double Counts::*which, double much) {
+void count(double Counts::* which, double much) {
   std::lock_guard lock(guarded);
   counts.*which += much;
 }
 
-void keep(double Counts::*which, double value) {
+void keep(double Counts::* which, double value) {
   std::lock_guard lock(guarded);
   counts.*which = value;
 }
@@ -52,13 +52,16 @@ void simulated_counts(double* out) {
   memcpy(out, &counts, sizeof counts);
 }
 
-void simulated_rates(double flops, double memory, double link, double pageable, double latency, double launch, double lock) {
+void simulated_rates(double flops, double memory, double link, double pageable, double latency, double launch,
+                     double lock) {
   rates = {flops, memory, link, pageable, lock, latency, launch};
 }
 
 void simulated_limits(size_t memory, size_t lockable) { limit_memory(memory, lockable); }
 void simulated_unlock_all() { unlock_registered(); }
 void simulated_delays(uint64_t seed, double longest) { delay_randomly(seed, longest); }
+void simulated_skip_waits(int skips) { skip_waits(skips); }
+double simulated_now() { return now(); }
 void simulated_empty_queues(int empty) { empty_queues = empty; }
 void simulated_label(const char* text) { current_label = text; }
 
@@ -82,7 +85,8 @@ size_t simulated_races(char* out, size_t room) {  // a line each; returns how mu
 }
 
 // Work of Python's in a stream: `call(which)` runs when the stream gets there.
-void simulated_work(void* stream, void (*call)(long), long which, const char* what, const Access* accesses, size_t number) {
+void simulated_work(void* stream, void (*call)(long), long which, const char* what, const Access* accesses,
+                    size_t number) {
   stream_of(stream)->give([=] { call(which); }, NONE, 0, {accesses, accesses + number}, label() + " " + what);
 }
 

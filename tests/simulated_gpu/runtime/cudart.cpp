@@ -1,12 +1,12 @@
 // The functions of CUDA's runtime that torch calls, with the signatures of NVIDIA's own headers.
 //
-// Kernels compute nothing here: what they cost is charged, and Python computes the same operator (compute.py). Functions
-// that are not here are made by stubs.py: they do nothing and say that all is well.
+// Kernels compute nothing here: what they cost is charged, and Python computes the same operator (compute.py).
+// Functions that are not here are made by stubs.py: they do nothing and say that all is well.
+#include <cuda_runtime_api.h>
+
 #include <cstring>
 #include <map>
 #include <string>
-
-#include <cuda_runtime_api.h>
 
 #include "card.h"
 #include "entered.h"
@@ -48,7 +48,8 @@ cudaError_t copy(void* target, const void* source, size_t bytes, Stream* stream,
 
 cudaError_t fill(void* address, int value, size_t bytes, Stream* stream) {
   Seconds seconds = rates.memory > 0 ? rates.launch + bytes / rates.memory : 0;
-  stream->give([=] { memset(address, value, bytes); }, COMPUTE, seconds, {{address, bytes, true}}, label() + " (memset)");
+  stream->give([=] { memset(address, value, bytes); }, COMPUTE, seconds, {{address, bytes, true}},
+               label() + " (memset)");
   return cudaSuccess;
 }
 
@@ -101,66 +102,125 @@ extern "C" {
 
 // ---- the device
 
-cudaError_t cudaGetDeviceCount(int* number) { ENTER(cudaGetDeviceCount); *number = 1; return cudaSuccess; }
-cudaError_t cudaGetDevice(int* device) { *device = current_device; return cudaSuccess; }
+cudaError_t cudaGetDeviceCount(int* number) {
+  ENTER(cudaGetDeviceCount);
+  *number = 1;
+  return cudaSuccess;
+}
+cudaError_t cudaGetDevice(int* device) {
+  *device = current_device;
+  return cudaSuccess;
+}
 cudaError_t cudaSetDevice(int device) { return device ? failed(cudaErrorInvalidDevice) : cudaSuccess; }
-cudaError_t cudaDriverGetVersion(int* version) { *version = CUDART_VERSION; return cudaSuccess; }
-cudaError_t cudaRuntimeGetVersion(int* version) { *version = CUDART_VERSION; return cudaSuccess; }
-cudaError_t cudaGetDeviceProperties(cudaDeviceProp* about, int) { describe(about); return cudaSuccess; }
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) { *value = 1; return cudaSuccess; }
-cudaError_t cudaDeviceGetPCIBusId(char* text, int room, int) { strncpy(text, "0000:00:00.0", room); return cudaSuccess; }
-cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) { *least = 0; *greatest = -5; return cudaSuccess; }
-cudaError_t cudaDeviceCanAccessPeer(int* can, int, int) { *can = 0; return cudaSuccess; }
-cudaError_t cudaDeviceSynchronize() { ENTER(cudaDeviceSynchronize); return synchronize(); }
+cudaError_t cudaDriverGetVersion(int* version) {
+  *version = CUDART_VERSION;
+  return cudaSuccess;
+}
+cudaError_t cudaRuntimeGetVersion(int* version) {
+  *version = CUDART_VERSION;
+  return cudaSuccess;
+}
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* about, int) {
+  describe(about);
+  return cudaSuccess;
+}
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+  *value = 1;
+  return cudaSuccess;
+}
+cudaError_t cudaDeviceGetPCIBusId(char* text, int room, int) {
+  strncpy(text, "0000:00:00.0", room);
+  return cudaSuccess;
+}
+cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
+  *least = 0;
+  *greatest = -5;
+  return cudaSuccess;
+}
+cudaError_t cudaDeviceCanAccessPeer(int* can, int, int) {
+  *can = 0;
+  return cudaSuccess;
+}
+cudaError_t cudaDeviceSynchronize() {
+  ENTER(cudaDeviceSynchronize);
+  return synchronize();
+}
 
 // ---- errors
 
-cudaError_t cudaGetLastError() { cudaError_t code = last_error; last_error = cudaSuccess; return code; }
+cudaError_t cudaGetLastError() {
+  cudaError_t code = last_error;
+  last_error = cudaSuccess;
+  return code;
+}
 cudaError_t cudaPeekAtLastError() { return last_error; }
 const char* cudaGetErrorName(cudaError_t code) {
-  static auto& names = *new std::map<int, const char*>{
-      {cudaErrorMemoryAllocation, "cudaErrorMemoryAllocation"}, {cudaErrorInvalidValue, "cudaErrorInvalidValue"},
-      {cudaErrorHostMemoryAlreadyRegistered, "cudaErrorHostMemoryAlreadyRegistered"}, {cudaErrorLaunchFailure, "cudaErrorLaunchFailure"},
-      {cudaErrorHostMemoryNotRegistered, "cudaErrorHostMemoryNotRegistered"}, {cudaSuccess, "no error"}};
+  static auto& names =
+      *new std::map<int, const char*>{{cudaErrorMemoryAllocation, "cudaErrorMemoryAllocation"},
+                                      {cudaErrorInvalidValue, "cudaErrorInvalidValue"},
+                                      {cudaErrorHostMemoryAlreadyRegistered, "cudaErrorHostMemoryAlreadyRegistered"},
+                                      {cudaErrorLaunchFailure, "cudaErrorLaunchFailure"},
+                                      {cudaErrorHostMemoryNotRegistered, "cudaErrorHostMemoryNotRegistered"},
+                                      {cudaSuccess, "no error"}};
   auto found = names.find(code);
   return found == names.end() ? "cudaErrorUnknown" : found->second;
 }
 const char* cudaGetErrorString(cudaError_t code) {
   if (code == cudaErrorMemoryAllocation) return "out of memory";
-  if (code == cudaErrorHostMemoryAlreadyRegistered) return "part or all of the requested memory range is already mapped";
+  if (code == cudaErrorHostMemoryAlreadyRegistered)
+    return "part or all of the requested memory range is already mapped";
   return cudaGetErrorName(code);
 }
 
 // ---- memory
 
-cudaError_t cudaMalloc(void** address, size_t bytes) { ENTER(cudaMalloc); return failed(allocate(address, bytes)); }
+cudaError_t cudaMalloc(void** address, size_t bytes) {
+  ENTER(cudaMalloc);
+  return failed(allocate(address, bytes));
+}
 cudaError_t cudaFree(void* address) {
   if (!address) return cudaSuccess;
   ENTER(cudaFree);
   drain_all();
   return failed(release(address));
 }
-cudaError_t cudaMemGetInfo(size_t* free, size_t* total) { *free = memory_free(); *total = memory_total(); return cudaSuccess; }
+cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
+  *free = memory_free();
+  *total = memory_total();
+  return cudaSuccess;
+}
 cudaError_t cudaHostAlloc(void** address, size_t bytes, unsigned) {
   ENTER(cudaHostAlloc);
   locking(bytes);
   return (*address = allocate_locked(bytes)) ? cudaSuccess : failed(cudaErrorMemoryAllocation);
 }
 cudaError_t cudaMallocHost(void** address, size_t bytes) { return cudaHostAlloc(address, bytes, 0); }
-cudaError_t cudaFreeHost(void* address) { ENTER(cudaFreeHost); release_locked(address); return cudaSuccess; }
+cudaError_t cudaFreeHost(void* address) {
+  ENTER(cudaFreeHost);
+  release_locked(address);
+  return cudaSuccess;
+}
 cudaError_t cudaHostRegister(void* address, size_t bytes, unsigned) {
   ENTER(cudaHostRegister);
   locking(bytes);
   return failed(lock(address, bytes));
 }
-cudaError_t cudaHostUnregister(void* address) { ENTER(cudaHostUnregister); return failed(unlock(address)); }
-cudaError_t cudaHostGetDevicePointer(void** there, void* here, unsigned) { *there = here; return cudaSuccess; }
+cudaError_t cudaHostUnregister(void* address) {
+  ENTER(cudaHostUnregister);
+  return failed(unlock(address));
+}
+cudaError_t cudaHostGetDevicePointer(void** there, void* here, unsigned) {
+  *there = here;
+  return cudaSuccess;
+}
 cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* about, const void* address) {
   Place place = place_of(address);
   memset(about, 0, sizeof *about);
   about->devicePointer = about->hostPointer = (void*)address;
   about->device = place == Place::pageable ? -2 : 0;
-  about->type = place == Place::device ? cudaMemoryTypeDevice : place == Place::locked ? cudaMemoryTypeHost : cudaMemoryTypeUnregistered;
+  about->type = place == Place::device   ? cudaMemoryTypeDevice
+                : place == Place::locked ? cudaMemoryTypeHost
+                                         : cudaMemoryTypeUnregistered;
   return cudaSuccess;
 }
 
@@ -182,7 +242,10 @@ cudaError_t cudaMemsetAsync(void* address, int value, size_t bytes, cudaStream_t
   ENTER(cudaMemsetAsync);
   return fill(address, value, bytes, stream_of(stream));
 }
-cudaError_t cudaMemset(void* address, int value, size_t bytes) { ENTER(cudaMemset); return fill(address, value, bytes, stream_of(nullptr)); }
+cudaError_t cudaMemset(void* address, int value, size_t bytes) {
+  ENTER(cudaMemset);
+  return fill(address, value, bytes, stream_of(nullptr));
+}
 
 // ---- streams. None of them waits for the default stream: torch makes them so.
 
@@ -191,17 +254,27 @@ cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned, int) {
   *stream = (cudaStream_t) new Stream;
   return cudaSuccess;
 }
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) { return cudaStreamCreateWithPriority(stream, flags, 0); }
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
+  return cudaStreamCreateWithPriority(stream, flags, 0);
+}
 cudaError_t cudaStreamCreate(cudaStream_t* stream) { return cudaStreamCreateWithPriority(stream, 0, 0); }
-cudaError_t cudaStreamDestroy(cudaStream_t stream) { stream_of(stream)->drain(); return cudaSuccess; }
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  stream_of(stream)->drain();
+  return cudaSuccess;
+}
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   ENTER(cudaStreamSynchronize);
   if (stream_of(stream)->capturing) return failed(cudaErrorStreamCaptureUnsupported);
   stream_of(stream)->drain();
   return cudaSuccess;
 }
-cudaError_t cudaStreamQuery(cudaStream_t stream) { return stream_of(stream)->is_idle() ? cudaSuccess : cudaErrorNotReady; }
-cudaError_t cudaStreamGetPriority(cudaStream_t, int* priority) { *priority = 0; return cudaSuccess; }
+cudaError_t cudaStreamQuery(cudaStream_t stream) {
+  return stream_of(stream)->is_idle() ? cudaSuccess : cudaErrorNotReady;
+}
+cudaError_t cudaStreamGetPriority(cudaStream_t, int* priority) {
+  *priority = 0;
+  return cudaSuccess;
+}
 cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t call, void* data) {
   stream_of(stream)->give([=] { call(data); });
   return cudaSuccess;
@@ -213,8 +286,8 @@ cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* 
   *status = stream_of(stream)->capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
   return cudaSuccess;
 }
-static cudaError_t capture_info(cudaStream_t stream, cudaStreamCaptureStatus* status, unsigned long long* id, cudaGraph_t* graph,
-                                const cudaGraphNode_t** nodes, size_t* number) {
+static cudaError_t capture_info(cudaStream_t stream, cudaStreamCaptureStatus* status, unsigned long long* id,
+                                cudaGraph_t* graph, const cudaGraphNode_t** nodes, size_t* number) {
   if (id) *id = 1;
   if (graph) *graph = nullptr;
   if (nodes) *nodes = nullptr;
@@ -222,25 +295,35 @@ static cudaError_t capture_info(cudaStream_t stream, cudaStreamCaptureStatus* st
   return cudaStreamIsCapturing(stream, status);
 }
 #if CUDART_VERSION >= 13000
-cudaError_t cudaStreamGetCaptureInfo(cudaStream_t stream, cudaStreamCaptureStatus* status, unsigned long long* id, cudaGraph_t* graph,
-                                     const cudaGraphNode_t** nodes, const cudaGraphEdgeData** edges, size_t* number) {
+cudaError_t cudaStreamGetCaptureInfo(cudaStream_t stream, cudaStreamCaptureStatus* status, unsigned long long* id,
+                                     cudaGraph_t* graph, const cudaGraphNode_t** nodes, const cudaGraphEdgeData** edges,
+                                     size_t* number) {
   if (edges) *edges = nullptr;
   return capture_info(stream, status, id, graph, nodes, number);
 }
 #else
-cudaError_t cudaStreamGetCaptureInfo_v2(cudaStream_t stream, cudaStreamCaptureStatus* status, unsigned long long* id, cudaGraph_t* graph,
-                                        const cudaGraphNode_t** nodes, size_t* number) {
+cudaError_t cudaStreamGetCaptureInfo_v2(cudaStream_t stream, cudaStreamCaptureStatus* status, unsigned long long* id,
+                                        cudaGraph_t* graph, const cudaGraphNode_t** nodes, size_t* number) {
   return capture_info(stream, status, id, graph, nodes, number);
 }
 #endif
-cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) { stream_of(stream)->capturing = true; return cudaSuccess; }
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+  stream_of(stream)->capturing = true;
+  return cudaSuccess;
+}
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   stream_of(stream)->capturing = false;
   *graph = (cudaGraph_t)8;
   return cudaSuccess;
 }
-cudaError_t cudaGraphGetNodes(cudaGraph_t, cudaGraphNode_t*, size_t* number) { *number = 0; return cudaSuccess; }
-cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t* graph, cudaGraph_t, unsigned long long) { *graph = (cudaGraphExec_t)8; return cudaSuccess; }
+cudaError_t cudaGraphGetNodes(cudaGraph_t, cudaGraphNode_t*, size_t* number) {
+  *number = 0;
+  return cudaSuccess;
+}
+cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t* graph, cudaGraph_t, unsigned long long) {
+  *graph = (cudaGraphExec_t)8;
+  return cudaSuccess;
+}
 
 // ---- events
 
@@ -256,13 +339,19 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   stream_of(stream)->record((Event*)event);
   return cudaSuccess;
 }
-cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t stream, unsigned) { return cudaEventRecord(event, stream); }
+cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t stream, unsigned) {
+  return cudaEventRecord(event, stream);
+}
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
   ENTER(cudaStreamWaitEvent);
   stream_of(stream)->wait_for((Event*)event);
   return cudaSuccess;
 }
-cudaError_t cudaEventSynchronize(cudaEvent_t event) { ENTER(cudaEventSynchronize); wait_for((Event*)event); return cudaSuccess; }
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  ENTER(cudaEventSynchronize);
+  wait_for((Event*)event);
+  return cudaSuccess;
+}
 cudaError_t cudaEventQuery(cudaEvent_t event) { return has_happened((Event*)event) ? cudaSuccess : cudaErrorNotReady; }
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from, cudaEvent_t to) {
   auto start = (Event*)from, stop = (Event*)to;
@@ -277,7 +366,8 @@ cudaError_t cudaLaunchKernel(const void*, dim3 grid, dim3 block, void**, size_t,
   ENTER(cudaLaunchKernel);
   return kernel(stream_of(stream), grid, block);
 }
-cudaError_t __cudaLaunchKernel(const void* which, dim3 grid, dim3 block, void** arguments, size_t shared, cudaStream_t stream) {
+cudaError_t __cudaLaunchKernel(const void* which, dim3 grid, dim3 block, void** arguments, size_t shared,
+                               cudaStream_t stream) {
   return cudaLaunchKernel(which, grid, block, arguments, shared, stream);
 }
 #if CUDART_VERSION >= 11080
@@ -285,7 +375,11 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* how, const void* which
   return cudaLaunchKernel(which, how->gridDim, how->blockDim, arguments, how->dynamicSmemBytes, how->stream);
 }
 #endif
-static thread_local struct { dim3 grid, block; size_t shared; void* stream; } pushed;
+static thread_local struct {
+  dim3 grid, block;
+  size_t shared;
+  void* stream;
+} pushed;
 unsigned __cudaPushCallConfiguration(dim3 grid, dim3 block, size_t shared, void* stream) {
   pushed = {grid, block, shared, stream};
   return 0;
@@ -297,7 +391,10 @@ cudaError_t __cudaPopCallConfiguration(dim3* grid, dim3* block, size_t* shared, 
   *(void**)stream = pushed.stream;
   return cudaSuccess;
 }
-void** __cudaRegisterFatBinary(void*) { static void* handle[4]; return handle; }
+void** __cudaRegisterFatBinary(void*) {
+  static void* handle[4];
+  return handle;
+}
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* about, const void*) {
   memset(about, 0, sizeof *about);
   about->maxThreadsPerBlock = 1024;
@@ -306,7 +403,10 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* about, const void*) {
   about->maxDynamicSharedSizeBytes = 227 << 10;
   return cudaSuccess;
 }
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void*, int, size_t) { *blocks = 8; return cudaSuccess; }
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void*, int, size_t) {
+  *blocks = 8;
+  return cudaSuccess;
+}
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void*, int, size_t, unsigned) {
   *blocks = 8;
   return cudaSuccess;

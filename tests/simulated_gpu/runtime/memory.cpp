@@ -1,10 +1,10 @@
 // Device memory, filled with 0xFF (not-a-number, in every floating type) when it comes and when it goes; locked pages.
+#include <cuda_runtime_api.h>
+
 #include <cstdlib>
 #include <cstring>
 #include <map>
 #include <set>
-
-#include <cuda_runtime_api.h>
 
 #include "card.h"
 
@@ -16,7 +16,7 @@ using Ranges = std::map<char*, size_t>;
 
 std::mutex& tables = *new std::mutex;
 Ranges& on_device = *new Ranges;
-Ranges& on_host = *new Ranges;  // locked
+Ranges& on_host = *new Ranges;                 // locked
 std::set<char*>& ours = *new std::set<char*>;  // those of them that `allocate_locked` gave
 size_t total = (size_t)8 << 30, used = 0;
 size_t lockable = SIZE_MAX, locked = 0;

@@ -41,11 +41,16 @@ void cut(const char* at) {
   bytes.stop = at;
 }
 
-bool is_before(const Touch& touch, const Moment& now) { return touch.stream < now.size() && touch.tick <= now[touch.stream]; }
+bool is_before(const Touch& touch, const Moment& now) {
+  return touch.stream < now.size() && touch.tick <= now[touch.stream];
+}
 
-void compare(const std::vector<Touch>& earlier, const char* verb, const Moment& now, size_t number, const char* mine, const std::string& what) {
+void compare(const std::vector<Touch>& earlier, const char* verb, const Moment& now, size_t number, const char* mine,
+             const std::string& what) {
   for (auto& touch : earlier)
-    if (touch.stream != number && !is_before(touch, now)) reports.insert("[" + what + "] " + mine + " bytes that [" + touch.what + "] " + verb + ", and waits for no event behind it");
+    if (touch.stream != number && !is_before(touch, now))
+      reports.insert("[" + what + "] " + mine + " bytes that [" + touch.what + "] " + verb +
+                     ", and waits for no event behind it");
 }
 
 }  // namespace
@@ -73,9 +78,12 @@ void touches(Moment& now, size_t number, const std::vector<Access>& accesses, co
         bytes.writes = {mine};
         bytes.reads.clear();
       } else {
-        auto same = std::find_if(bytes.reads.begin(), bytes.reads.end(), [&](auto& read) { return read.stream == number; });
-        if (same == bytes.reads.end()) bytes.reads.push_back(mine);
-        else *same = mine;
+        auto same =
+            std::find_if(bytes.reads.begin(), bytes.reads.end(), [&](auto& read) { return read.stream == number; });
+        if (same == bytes.reads.end())
+          bytes.reads.push_back(mine);
+        else
+          *same = mine;
       }
       at = bytes.stop;
     }

@@ -3,12 +3,20 @@
 // Work begins when its stream, its engine and the host's call allow it, and takes what the rates say. Threads sleep
 // until that moment of the card's own clock, so that a thread which wakes up late makes nothing else late. No thread
 // here holds Python's lock while it waits.
-#include <algorithm>
-#include <chrono>
+//
+// Time that nobody needs can be skipped: where the host waits for the card, and all streams sleep, the clock goes on to
+// the moment at which the first of them wakes up.
+#include <dirent.h>
 #include <dlfcn.h>
 #include <sys/prctl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <fstream>
+#include <set>
 #include <thread>
-#include <time.h>
 
 #include "card.h"
 
@@ -23,12 +31,12 @@ std::deque<Stream*>& streams = *new std::deque<Stream*>;
 Moment& host = *new Moment;  // what the host has waited for
 uint64_t delay_seed = 0, delays = 0;
 Seconds longest_delay = 0;
+bool skipping = false;
+std::atomic<Seconds> skipped = 0;
+std::set<pid_t>& own_threads = *new std::set<pid_t>;
 
-void sleep_until(Seconds moment, Seconds slack) {
-  if (moment - now() < slack) return;
-  timespec until{(time_t)moment, (long)((moment - (double)(time_t)moment) * 1e9)};
-  while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, nullptr)) {}
-}
+using Clock = std::chrono::steady_clock;
+constexpr auto A_MOMENT = std::chrono::microseconds(50);  // to look again whether another thread of the host works
 
 // One work in four is late, by anything up to the longest delay. The same seed delays the same works.
 Seconds next_delay() {
@@ -59,13 +67,41 @@ class WithoutPython {
   void* state = nullptr;
 };
 
+// Whether every thread of the host but this one sleeps.
+bool host_sleeps() {
+  DIR* threads = opendir("/proc/self/task");
+  bool sleeps = threads;
+  while (sleeps) {
+    dirent* thread = readdir(threads);
+    if (!thread) break;
+    pid_t id = atoi(thread->d_name);
+    if (id <= 0 || id == gettid() || own_threads.count(id)) continue;
+    std::string about;
+    std::getline(std::ifstream("/proc/self/task/" + std::to_string(id) + "/stat"), about);
+    auto name_ends = about.rfind(") ");
+    sleeps = name_ends == std::string::npos || about[name_ends + 2] == 'S';
+  }
+  if (threads) closedir(threads);
+  return sleeps;
+}
+
 template <class Condition>
 void block_host(Condition over) {
   Seconds before = now();
   {
     WithoutPython released;
     std::unique_lock lock(world);
-    happened.wait(lock, over);
+    for (int quiet = 0; !over();) {
+      Seconds next = skipping ? Stream::next_to_wake() : 0;
+      if (next > 0) quiet = host_sleeps() ? quiet + 1 : 0;
+      if (next > 0 && quiet < 2) {  // a thread that works may sleep for a moment, too
+        happened.wait_for(lock, A_MOMENT);
+        continue;
+      }
+      if (next > 0) Stream::skip_to(next);
+      quiet = 0;
+      happened.wait(lock);
+    }
   }
   count(&Counts::host_waits);
   count(&Counts::host_wait_seconds, now() - before);
@@ -78,7 +114,7 @@ void host_has_seen(const Moment& moment) {
 
 }  // namespace
 
-Seconds now() { return std::chrono::duration<Seconds>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+Seconds now() { return std::chrono::duration<Seconds>(Clock::now().time_since_epoch()).count() + skipped; }
 
 Stream::Stream() {
   std::lock_guard lock(world);
@@ -91,6 +127,7 @@ Stream::Stream() {
 void Stream::run() {
   prctl(PR_SET_TIMERSLACK, 1000);
   std::unique_lock lock(world);
+  own_threads.insert(gettid());
   for (;;) {
     more.wait(lock, [&] { return !queue.empty(); });
     Item next = std::move(queue.front());
@@ -105,6 +142,34 @@ void Stream::run() {
   }
 }
 
+void Stream::sleep_until(Seconds moment, Seconds slack) {
+  std::unique_lock lock(world);
+  if (moment - now() < slack) return;
+  wakes = moment;
+  if (skipping) happened.notify_all();
+  while (now() < moment)
+    alarm.wait_until(lock, Clock::time_point(std::chrono::duration_cast<Clock::duration>(
+                               std::chrono::duration<Seconds>(moment - skipped))));
+  wakes = 0;
+}
+
+bool Stream::rests() { return done == given || wakes > now() || (awaited && awaited->happened < awaited_turn); }
+
+// When the first stream wakes up, where all of them rest; else 0.
+Seconds Stream::next_to_wake() {
+  Seconds next = 0;
+  for (auto stream : streams) {
+    if (!stream->rests()) return 0;
+    if (stream->wakes > 0 && (next == 0 || stream->wakes < next)) next = stream->wakes;
+  }
+  return next;
+}
+
+void Stream::skip_to(Seconds moment) {
+  skipped = skipped + std::max(0.0, moment - now());
+  for (auto stream : streams) stream->alarm.notify_one();
+}
+
 void Stream::take(const Item& item) {
   if (item.engine == NONE || item.seconds <= 0) return;
   {
@@ -112,12 +177,13 @@ void Stream::take(const Item& item) {
     Seconds begin = std::max({clock, item.given, busy_until[item.engine]});
     clock = busy_until[item.engine] = begin + item.seconds;
   }
-  double Counts::*engine_seconds[] = {&Counts::compute_seconds, &Counts::h2d_seconds, &Counts::d2h_seconds};
+  double Counts::* engine_seconds[] = {&Counts::compute_seconds, &Counts::h2d_seconds, &Counts::d2h_seconds};
   count(engine_seconds[item.engine], item.seconds);
   sleep_until(clock, 2e-4);
 }
 
-void Stream::give(Work work, Engine engine, Seconds seconds, const std::vector<Access>& accesses, const std::string& what) {
+void Stream::give(Work work, Engine engine, Seconds seconds, const std::vector<Access>& accesses,
+                  const std::string& what) {
   if (empty_queues) return;
   std::lock_guard lock(world);
   if (capturing) return;
@@ -165,7 +231,11 @@ void Stream::wait_for(Event* event) {
   if (!turn) return;  // never recorded: CUDA waits for nothing
   give([=, this] {
     std::unique_lock lock(world);
+    awaited = event;
+    awaited_turn = turn;
+    if (skipping) happened.notify_all();
     happened.wait(lock, [=] { return event->happened >= turn; });
+    awaited = nullptr;
     clock = std::max(clock, event->when(turn));
   });
 }
@@ -226,6 +296,11 @@ bool has_happened(Event* event) {
   if (event->happened < event->recorded) return false;
   join(host, event->moment);
   return true;
+}
+
+void skip_waits(bool skips) {
+  std::lock_guard lock(world);
+  skipping = skips;
 }
 
 void delay_randomly(uint64_t seed, Seconds longest) {
