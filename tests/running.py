@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import taskgraph_offload as tgo
+from taskgraph_offload.devices import open_device
 from taskgraph_offload.runtime.executor import attached_to
 
 from . import models
@@ -21,6 +22,8 @@ from .guard import Guard, tensors
 from .simulated_gpu import card
 
 DEVICE = os.environ.get("TEST_DEVICE", "cpu")  # where offloaded models run, and plain ones beside them: "cpu" or "cuda"
+
+ROUNDED = 16 << 10  # what rounding each tensor up to 512 bytes adds on a GPU, for the small models here
 
 STRATEGIES: dict[str, dict[str, Any]] = {
     "resident": {},
@@ -89,7 +92,7 @@ class Case:
     entry: str = "forward"
 
     def __post_init__(self) -> None:
-        self.inputs = _to_the_device(self.inputs)
+        self.inputs = on(DEVICE, self.inputs)
 
     def __call__(self) -> list[Tensor]:
         """Run it where it is attached, or as a plain model on `DEVICE`."""
@@ -103,8 +106,12 @@ def only_on_the_cpu(reason: str) -> pytest.MarkDecorator:
 
 
 def assert_within_budget(run: tgo.Executor) -> None:
-    """Assert that the peak is no higher than the budget. On a GPU, the libraries alone take more than these models."""
-    assert DEVICE != "cpu" or run.stats.peak_bytes <= run.plan.budget_bytes
+    """Assert that the peak is no higher than the budget.
+
+    A GPU's libraries take more than these models, and come on top; torch rounds each tensor up to 512 bytes there.
+    """
+    besides = 0 if DEVICE == "cpu" else open_device(DEVICE).library_bytes + ROUNDED
+    assert run.stats.peak_bytes <= run.plan.budget_bytes + besides
 
 
 def fails_on_a_gpu(reason: str) -> pytest.MarkDecorator:
@@ -165,10 +172,11 @@ def _tensors_of(model: nn.Module, device: str) -> list[Tensor]:
     return [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.device.type == device]
 
 
-def _to_the_device(value: Any) -> Any:
+def on(device: str, value: Any) -> Any:
+    """The inputs of a forward on a device."""
     if isinstance(value, dict):
-        return {key: _to_the_device(item) for key, item in value.items()}
-    return value.to(DEVICE) if isinstance(value, Tensor) else value
+        return {key: on(device, item) for key, item in value.items()}
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def chain(blocks: int = 5, width: int = 4, **options: Any) -> Case:

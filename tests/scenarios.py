@@ -118,26 +118,26 @@ def spilled(seed: int) -> None:
     run(made, spilling(planned(running.Skips, "sequential"), *spills), seed)
 
 
-def spilled_and_met(seed: int) -> None:
-    """An operator that the trace did not see uses an activation while it is away."""
+def _met(seed: int, gone_before: str, met_after: str) -> None:
+    """An operator that the trace did not see uses a spilled activation."""
     torch.manual_seed(0)
     made = Case(running.Skips(), {"x": torch.randn(8, 16)})
-    plan = spilling(planned(running.Skips, "sequential"), ("~down.0/0", "down.1", "down.2", "up.1"))
+    plan = spilling(planned(running.Skips, "sequential"), ("~down.0/0", "down.1", gone_before, "up.1"))
     kept: list[Tensor] = []
     made.model.down[0].register_forward_hook(lambda module, args, output: kept.append(output))
-    made.model.middle.register_forward_hook(lambda module, args, output: output + kept.pop())
+    meets = made.model.get_submodule(met_after)
+    meets.register_forward_hook(lambda module, args, output: output + kept.pop())
     run(made, plan, seed, follows=False)
+
+
+def spilled_and_met(seed: int) -> None:
+    """The activation is away."""
+    _met(seed, gone_before="down.2", met_after="middle")
 
 
 def spilled_and_met_too_early(seed: int) -> None:
-    """An operator that the trace did not see uses an activation while it is copied out."""
-    torch.manual_seed(0)
-    made = Case(running.Skips(), {"x": torch.randn(8, 16)})
-    plan = spilling(planned(running.Skips, "sequential"), ("~down.0/0", "down.1", "middle", "up.1"))
-    kept: list[Tensor] = []
-    made.model.down[0].register_forward_hook(lambda module, args, output: kept.append(output))
-    made.model.down[3].register_forward_hook(lambda module, args, output: output + kept.pop())
-    run(made, plan, seed, follows=False)
+    """The activation is being copied out."""
+    _met(seed, gone_before="middle", met_after="down.3")
 
 
 class Peeking(running.Skips):

@@ -118,12 +118,12 @@ class CallersLane(CudaLane):
     def wait(self, event: CudaEvent) -> None:
         """Let the caller's stream wait for the event."""
         self.follow()
-        event.moment.wait(self.stream)
+        super().wait(event)
 
     def record(self, event: CudaEvent) -> None:
         """Let the event happen after all earlier work in all streams of the caller."""
         self.follow()
-        event.moment.record(self.stream)
+        super().record(event)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +168,8 @@ class CudaDevice:
     def allocate(self, nbytes: int) -> Tensor:
         """Allocate with torch, in the caller's stream. Torch aligns memory to 512 bytes."""
         if self._others_bytes is None:
-            freed = [_taken_by_products(self.device) for _ in range(2)][1]  # the first one keeps what libraries keep
+            _taken_by_products(self.device)  # what libraries keep, they have now
+            freed = _taken_by_products(self.device)
             self._others_bytes = _allocated(self.device)["current"] - (self.library_bytes - freed)
         return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
 

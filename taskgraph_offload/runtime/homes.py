@@ -72,7 +72,7 @@ class Slab:
             device.unpin(self.memory)
 
 
-class Given(Slab):
+class GivenMemory(Slab):
     """Memory that the user gave to a weight. If it is pinned already, that is the user's affair."""
 
     def __init__(self, memory: numpy.ndarray) -> None:
@@ -181,11 +181,11 @@ class Homes:
         home.moved = True
         self.moves += 1
 
-    def _pinned_in_place(self, shown: WeightTensor, tensor: Tensor) -> Given | None:
+    def _pinned_in_place(self, shown: WeightTensor, tensor: Tensor) -> GivenMemory | None:
         """The tensor's own memory, pinned; or None if copies cannot read it, or it cannot be pinned."""
         if tensor.device.type != "cpu" or tensor.stride() != shown.stride or _is_lazy(tensor):
             return None
-        given = Given(raw_bytes(tensor.detach()).numpy())
+        given = GivenMemory(raw_bytes(tensor.detach()).numpy())
         try:
             given.pin(self._device)
         except ExecutionError:  # for example, pages of a file, or pages that are pinned already for other memory

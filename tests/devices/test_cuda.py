@@ -29,16 +29,10 @@ ROWS = 128 if card.is_here() else 4096
 
 def on_the_gpu(made: Case) -> tuple[Case, list[Tensor]]:
     """The model where it was, its inputs on the GPU, and what a copy of it gives there."""
-    inputs = {key: _to_gpu(value) for key, value in made.inputs.items()}
+    inputs = running.on("cuda", made.inputs)
     with torch.no_grad():
         wanted = Case(copy.deepcopy(made.model).cuda(), inputs, made.entry)()
     return Case(made.model, inputs, made.entry), wanted
-
-
-def _to_gpu(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _to_gpu(item) for key, item in value.items()}
-    return value.cuda() if isinstance(value, Tensor) else value
 
 
 def simulated_machine() -> tgo.Machine:

@@ -6,18 +6,14 @@ The races are found by the plugin of the simulated GPU, after every test. On a r
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 
-import taskgraph_offload as tgo
-from taskgraph_offload.runtime import copies
-
 from .. import running
-from ..runtime.test_checked import unless_called_from, waits
 from ..scenarios import SCENARIOS
 from ..simulated_gpu import card
+from ..waits import leave_out, text_of, waits
 
 pytestmark = pytest.mark.skipif(running.DEVICE != "cuda", reason="needs TEST_DEVICE=cuda, as `make test-gpu` sets it")
 
@@ -38,9 +34,7 @@ def _shows_on_a_card(wait: tuple[str, int, int]) -> bool:
 
     an activation comes back behind the call that leaves room for it; one that is copied out and stays may be reused.
     """
-    file, first, last = wait
-    lines = (Path(tgo.__file__).parent / file).read_text().splitlines()[first - 1 : last]
-    return not any("task.after" in line or "spill.left" in line for line in lines)
+    return not any(thing in text_of(wait) for thing in ("task.after", "spill.left"))
 
 
 @pytest.mark.skipif(not card.is_here(), reason="only a simulated GPU finds races")
@@ -49,8 +43,7 @@ def _shows_on_a_card(wait: tuple[str, int, int]) -> bool:
 def test_without_any_one_wait_a_scenario_fails(
     monkeypatch: pytest.MonkeyPatch, file: str, first: int, last: int
 ) -> None:
-    for method in ("wait", "settle", "synchronize"):
-        monkeypatch.setattr(copies.Lanes, method, unless_called_from(getattr(copies.Lanes, method), file, first, last))
+    leave_out(monkeypatch, file, first, last)
     assert any(_fails(scenario, seed) for seed in range(4) for scenario in ON_A_GPU.values())
 
 

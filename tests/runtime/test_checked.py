@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import gc
-import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,15 +12,14 @@ import torch
 
 import taskgraph_offload as tgo
 from taskgraph_offload.devices.checked import POISON, CheckedDevice
-from taskgraph_offload.runtime import copies
 
 from .. import running
 from ..guard import Guard
 from ..running import MODELS, STRATEGIES, assert_equal
 from ..scenarios import SCENARIOS
+from ..waits import leave_out, waits
 
 SEEDS = [pytest.param(range(5), id="few"), pytest.param(range(5, 200), id="many", marks=pytest.mark.slow)]
-CORE = Path(tgo.__file__).parent
 
 
 @pytest.fixture
@@ -61,36 +57,13 @@ def test_no_seed_finds_a_race_whatever_the_model_does(name: str, seeds: range) -
         SCENARIOS[name](seed)
 
 
-def waits() -> Iterator[tuple[str, int, int]]:
-    """Every place in the executor's code that orders one lane, or the host, behind another: file, first, last line."""
-    for path in sorted(CORE.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if not isinstance(node, ast.Call):
-                continue
-            called = node.func
-            if not isinstance(called, ast.Attribute) or not ast.unparse(called.value).endswith("lanes"):
-                continue
-            if called.attr in ("wait", "settle", "synchronize"):
-                yield str(path.relative_to(CORE)), node.lineno, node.end_lineno or node.lineno
-
-
 @pytest.mark.filterwarnings("ignore:module forward hook with")
 @pytest.mark.parametrize(("file", "first", "last"), list(waits()))
 def test_without_any_one_wait_a_scenario_fails(
     monkeypatch: pytest.MonkeyPatch, file: str, first: int, last: int
 ) -> None:
-    for method in ("wait", "settle", "synchronize"):
-        monkeypatch.setattr(copies.Lanes, method, unless_called_from(getattr(copies.Lanes, method), file, first, last))
+    leave_out(monkeypatch, file, first, last)
     assert any(_fails(scenario, seed) for seed in range(4) for scenario in SCENARIOS.values())
-
-
-def unless_called_from(method: Any, file: str, first: int, last: int) -> Any:
-    def maybe(self: copies.Lanes, *arguments: Any) -> None:
-        caller = sys._getframe(1)
-        if not (Path(caller.f_code.co_filename) == CORE / file and first <= caller.f_lineno <= last):
-            method(self, *arguments)
-
-    return maybe
 
 
 def _fails(scenario: Any, seed: int) -> bool:
