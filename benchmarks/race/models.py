@@ -1,7 +1,7 @@
 """Models of real shape, small in bytes, with the inputs of a forward. Nothing is downloaded.
 
-A model of size 1 takes a few hundred MB in bfloat16. The size scales the widths and the number of tokens, as it does
-between the small and the large models of a family; the number of blocks stays.
+A model of size 1 takes a few hundred MB in bfloat16, and has as many blocks as the real one: Flux.1, Wan2.1 14B, SDXL,
+Llama 3 8B. The size scales the widths and the number of tokens, as it does between the models of a family.
 """
 
 from __future__ import annotations
@@ -82,11 +82,11 @@ def _scaled(number: float, factor: float, least: int = 1) -> int:
 def _flux(size: float, depth: float, dtype: torch.dtype) -> Case:
     from diffusers import FluxTransformer2DModel
 
-    heads, side, text = _scaled(8, size**0.5), _scaled(16, size**0.5, 4), _scaled(64, size, 4)
+    heads, side, text = _scaled(6, size**0.5), _scaled(16, size**0.5, 4), _scaled(64, size, 4)
     model = FluxTransformer2DModel(
         in_channels=64,
-        num_layers=_scaled(10, depth),
-        num_single_layers=_scaled(20, depth),
+        num_layers=_scaled(19, depth),
+        num_single_layers=_scaled(38, depth),
         attention_head_dim=64,
         num_attention_heads=heads,
         joint_attention_dim=512,
@@ -112,12 +112,12 @@ def _flux(size: float, depth: float, dtype: torch.dtype) -> Case:
 def _wan(size: float, depth: float, dtype: torch.dtype) -> Case:
     from diffusers import WanTransformer3DModel
 
-    heads, side, text = _scaled(12, size**0.5), 2 * _scaled(8, size**0.5, 2), _scaled(64, size, 4)
+    heads, side, text = _scaled(8, size**0.5), 2 * _scaled(8, size**0.5, 2), _scaled(64, size, 4)
     model = WanTransformer3DModel(
         num_attention_heads=heads,
         attention_head_dim=64,
         ffn_dim=heads * 64 * 27 // 10,
-        num_layers=_scaled(18, depth),
+        num_layers=_scaled(40, depth),
         text_dim=512,
     )
     inputs = dict(
@@ -160,13 +160,13 @@ def _sdxl(size: float, depth: float, dtype: torch.dtype) -> Case:
 def _llama(size: float, depth: float, dtype: torch.dtype) -> Case:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    groups = _scaled(2, size**0.5)  # of eight heads that share their keys, as in Llama 3 70B
+    groups = _scaled(3, size**0.5)  # of four heads that share their keys
     config = LlamaConfig(
         vocab_size=8192,
-        hidden_size=512 * groups,
-        intermediate_size=1792 * groups,
-        num_hidden_layers=_scaled(14, depth),
-        num_attention_heads=8 * groups,
+        hidden_size=256 * groups,
+        intermediate_size=896 * groups,
+        num_hidden_layers=_scaled(32, depth),
+        num_attention_heads=4 * groups,
         num_key_value_heads=groups,
     )
     model = LlamaForCausalLM(config)

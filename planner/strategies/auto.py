@@ -31,7 +31,7 @@ from taskgraph_offload.nouns.progress import report
 from taskgraph_offload.nouns.trace import Trace
 from taskgraph_offload.plan.plan import SETTLED, Plan
 
-from ..auto.draft import FASTER_LINK, SLOWER_LINK, Draft, Drafter, score, to_schedule
+from ..auto.draft import ERRORS, Draft, Drafter, score, to_schedule
 from ..auto.fluid import Candidate, Chosen, Streamable, candidates, cut_finer, roundings, take_stock
 from ..auto.spills import choose, cut_for_spills, findable, lowest_peak, peak_with, with_spills
 from ..bound import Cycle, bound, steady_pace
@@ -92,10 +92,8 @@ def _link_seconds(plan: Plan) -> float:
 
 
 def _score(plan: Plan) -> float:
-    others = [
-        plan.predict(SETTLED, _with_link(plan.machine, times)).step_seconds for times in (SLOWER_LINK, FASTER_LINK)
-    ]
-    return score(plan.settled_seconds, *others)
+    others = {link: plan.predict(SETTLED, _with_link(plan.machine, link)).step_seconds for link in ERRORS}
+    return score(plan.settled_seconds, others)
 
 
 def _with_link(machine: Machine, times: float) -> Machine:
@@ -178,7 +176,7 @@ _MOST_LIMITS = 7  # to an item's bytes
 _ENOUGH = 1.02  # times what is missing: less than that cannot stream through any ring
 _MOST_DRAFTS = 8  # for one limit and one share that is set aside
 _LEAST_DRAFTS = 12
-_LINKS = {1.0: 0.6, FASTER_LINK: 0.25, SLOWER_LINK: 0.15}  # and the part of the drafts that are made for each
+_LINKS = {1.1: 0.35, 1.0: 0.3, 1.7: 0.25, 0.6: 0.1}  # rates of the link, and the part of the drafts made for each
 _EFFORT = 22_000  # units and items in all drafts together
 _MANY_LATENCIES = 0.01  # of the pace: then streaming few units wholly may be better than all a little
 
