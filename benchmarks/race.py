@@ -34,13 +34,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 
 from benchmarks.race.models import CHAINS, MODELS
+from benchmarks.race.overview import FIRST, draw_overview, overview
 from benchmarks.race.racers import RACERS
 from benchmarks.race.report import draw, tables
 from taskgraph_offload.nouns.budget import readable
 
 ROOT = Path(__file__).parent.parent
 BALANCES, SHARES = (0.4, 0.9, 2.0), (0.25, 0.5, 0.75)
-FIRST, STEADY = 4, 5  # steps of the first request, and of the second one, which is measured
+STEADY = 5  # steps of the second request, which is measured
 TRIES = 5  # short runs to tune a knob
 OVER, UNDER = 0.01, 0.02  # a peak this much over or under the budget meets it
 BEHIND = 1.15  # times the first one's step: a racer so slow runs one turn only
@@ -57,8 +58,11 @@ def main() -> None:
     else:
         sys.exit("no GPU here; on a simulated one: python -m tests.simulated_gpu benchmarks/race.py")
     print(tables(results))
+    print(f"\n{overview(results)}")
     if asked.picture is not None:
         draw(results, asked.picture)
+    if asked.overview is not None:
+        draw_overview(results, asked.overview)
 
 
 def arguments() -> argparse.Namespace:
@@ -74,6 +78,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="where to save the results; what is there already is not run again")
     parser.add_argument("--from", type=Path, dest="from_", metavar="JSON", help="show saved results, race nothing")
     parser.add_argument("--picture", type=Path, help="where to draw the results: .png or .svg")
+    parser.add_argument("--overview", type=Path, metavar="PICTURE", help="where to draw all steps at a glance")
     return parser.parse_args()
 
 

@@ -86,7 +86,7 @@ class Case:
         for name, runs in facts["runs"].items():
             if good := tuple(run for run in runs if "error" not in run):
                 rows.append(Row(name, good, facts["budget"]))
-            else:
+            elif runs:
                 failed[name] = runs[0]["error"]
         return Case(facts, tuple(sorted(rows, key=lambda row: row.median("step"))), failed)
 
