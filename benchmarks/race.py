@@ -42,7 +42,7 @@ from taskgraph_offload.nouns.budget import readable
 ROOT = Path(__file__).parent.parent
 BALANCES, SHARES = (0.4, 0.9, 2.0), (0.25, 0.5, 0.75)
 STEADY = 5  # steps of the second request, which is measured
-TRIES = 5  # short runs to tune a knob
+TRIES = 8  # short runs to tune a knob
 OVER, UNDER = 0.01, 0.02  # a peak this much over or under the budget meets it
 BEHIND = 1.15  # times the first one's step: a racer so slow runs one turn only
 Facts = dict[str, Any]
@@ -94,7 +94,9 @@ class Race:
         self.racers = [name for name in dict.fromkeys(("resident", *asked.racers)) if name not in self.missing]
         empty: Facts = {"cases": [], "checks": [], "probes": []}
         self.results = json.loads(asked.json.read_text()) if asked.json and asked.json.exists() else empty
-        self.results |= {"versions": _versions(), "missing": self.missing}
+        if self.results.setdefault("versions", versions := _versions()) != versions:
+            sys.exit(f"{asked.json} has results of other versions; give the name of a new file")
+        self.results["missing"] = self.missing
 
     def run(self) -> Facts:
         """Race all models, balances and shares. Save after each run."""
@@ -118,9 +120,10 @@ class Race:
 
     def _probe(self, model: str) -> Facts:
         """What the resident model takes, and the rates of the simulated card."""
-        key = {"model": model, "size": self.asked.size, "wanted": self.asked.step}
+        job = {"model": model, "size": self.asked.size}
+        key = {**job, "wanted": self.asked.step, **self._done({"do": "weigh", **job})}  # as the model is today
         if (probed := _find(self.results["probes"], key)) is None:
-            probed = {**key, **self._done({"do": "probe", **key})}
+            probed = {**key, **self._done({"do": "probe", **job, "wanted": self.asked.step})}
             if "error" in probed:
                 sys.exit(f"{model}: {probed['error']}")
             self.results["probes"].append(probed)
@@ -179,7 +182,8 @@ class Race:
             run = self._done({**job, "racer": racer, "knob": knob, "first": 1, "steady": 2})
             if "error" in run:
                 self._save(f"{job['model']}: {racer}: knob {readable(knob)}: {run['error']}")
-                break
+                over, knob = min(over, knob), (most + min(over, knob)) // 2
+                continue
             gap = budget - run["peak"]
             self._save(f"{job['model']}: {racer}: knob {readable(knob)}: {readable(gap)} to spare")
             if gap >= -OVER * budget:
@@ -188,7 +192,8 @@ class Race:
                 over = min(over, knob)
             if -OVER * budget <= gap <= enough or over - most <= enough:
                 break
-            knob = knob + gap if most < knob + gap < over else (most + over) // 2
+            is_closing_in = most < knob + gap < over and not (gap < 0 and most > 1)
+            knob = knob + gap if is_closing_in else (most + over) // 2
         return most
 
     def _done(self, job: Facts) -> Facts:

@@ -53,6 +53,7 @@ def main() -> None:
     """Do all jobs that come."""
     warnings.filterwarnings("ignore")
     torch.set_grad_enabled(False)
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)  # threads do not live on in a fork
     if card.is_here():
         torch.cuda._device_count_nvml = lambda: 1  # what a driver tells without beginning to work
@@ -62,13 +63,14 @@ def main() -> None:
         job = json.loads(line)
         if "size" in job:
             built(job["model"], job["size"])
-        print(json.dumps(in_a_fork(job)), file=results, flush=True)
+        print(json.dumps(in_a_fork(job, threads)), file=results, flush=True)
 
 
-def in_a_fork(job: Facts) -> Facts:
+def in_a_fork(job: Facts, threads: int) -> Facts:
     """Do a job in a process of its own. A job that fails gives its error."""
     with tempfile.TemporaryFile("w+") as answer:
         if not (child := os.fork()):
+            torch.set_num_threads(threads)
             answer.write(json.dumps(done(job)))
             answer.flush()
             os._exit(0)  # threads of some libraries never end
@@ -82,7 +84,7 @@ def in_a_fork(job: Facts) -> Facts:
     if text:
         found: Facts = json.loads(text)
         return found
-    return {"error": f"ended with {os.waitstatus_to_exitcode(ended[1])} (-9: took more than {LIMIT} s)"}
+    return {"error": f"ended with {os.waitstatus_to_exitcode(ended[1])} (-9: more than {LIMIT} s, or out of memory)"}
 
 
 def done(job: Facts) -> Facts:
@@ -90,13 +92,18 @@ def done(job: Facts) -> Facts:
     if card.is_here():
         torch.backends.cudnn.enabled = False  # its stand-in does nothing
         card.skip_waits()
-    doing = {"probe": probe, "race": race, "check": check}[job.pop("do")]
+    doing = {"weigh": weigh, "probe": probe, "race": race, "check": check}[job.pop("do")]
     try:
         with card.charged_attention() if card.is_here() and doing is not check else nullcontext():
             return doing(**job)
     except Exception as error:
         text = str(error).strip().splitlines() or [""]
         return {"error": f"{type(error).__name__}: {text[0]}"[:300]}
+
+
+def weigh(model: str, size: float) -> Facts:
+    """How large the model is."""
+    return {"weights": built(model, size).nbytes}
 
 
 def probe(model: str, size: float, wanted: float) -> Facts:
@@ -184,6 +191,7 @@ def check(model: str, racer: str) -> Facts:
 
     Each step begins from what the one before gave.
     """
+    torch.set_num_threads(1)
     case = build(model, 0.06, 0.15, torch.float32)
     inputs = on("cuda", case.inputs)
     with _computing():

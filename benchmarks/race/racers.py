@@ -131,7 +131,10 @@ def _model_offload(case: Case, knob: int, machine: tgo.Machine | None) -> Attach
 def _group_offload(
     case: Case, knob: int, machine: tgo.Machine | None, *, level: str, stream: bool = True, record: bool = False
 ) -> Attached:
-    """Offload groups; take the hooks off some blocks, spread evenly, which then stay."""
+    """Offload groups; take the hooks off some blocks, spread evenly, which then stay.
+
+    A block is what has a group of its own: where groups are blocks, diffusers says which.
+    """
     from diffusers.hooks import apply_group_offloading
 
     apply_group_offloading(
@@ -144,7 +147,8 @@ def _group_offload(
         use_stream=stream,
         record_stream=record,
     )
-    staying = _spread(case.blocks, knob)
+    grouped = [module for module in case.model.modules() if hasattr(module, "_diffusers_hook")]
+    staying = _spread(case.blocks if level == "leaf" else [m for m in grouped if m is not case.model], knob)
     for block in staying:
         for module in block.modules():
             if (registry := getattr(module, "_diffusers_hook", None)) is not None:

@@ -139,7 +139,7 @@ class Drafter:
         return best
 
     def _least_score(self, step: float, streamed: int) -> float:
-        """No draft that streams `streamed` bytes, or has this step, has a lower score."""
+        """No draft that copies `streamed` bytes in each cycle, or has this step, has a lower score."""
         copying = streamed / self.machine.h2d_bytes_per_second
         computing = self.stock.compute_seconds
         step = max(step, computing, copying)

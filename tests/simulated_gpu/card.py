@@ -141,7 +141,10 @@ def delays(seed: int, longest: float) -> None:
 
 
 def skip_waits(skips: bool = True) -> None:
-    """Let the clock jump where the host waits for the card and nothing else happens: the same times, sooner."""
+    """Let the clock jump where the host waits for the card, and no thread of the process works: time passes sooner.
+
+    What depends on the wall clock (`time.sleep`, a wait with a timeout) does not see that.
+    """
     library().simulated_skip_waits(skips)
 
 

@@ -273,20 +273,35 @@ def test_the_clock_skips_what_the_host_waits_for() -> None:
     assert card.counts().since(before).host_wait_seconds == pytest.approx(day, rel=1e-3)
 
 
-def test_the_clock_skips_nothing_while_another_thread_of_the_host_works() -> None:
+WORK: dict[str, Callable[[Tensor, Any], object]] = {
+    "Python": lambda memory, stream: None,
+    "kernels": lambda memory, stream: memory.add_(1),
+    "events": lambda memory, stream: torch.cuda.Event().record(stream),
+    "questions": lambda memory, stream: stream.query(),
+}
+
+
+@pytest.mark.parametrize("work", WORK)
+def test_the_clock_skips_nothing_while_another_thread_of_the_host_works(work: str) -> None:
+    memory, streams = torch.zeros(8, device="cuda"), (torch.cuda.Stream(), torch.cuda.Stream())
+    torch.cuda.synchronize()
+    card.watch(False)
     card.set_rates(FLOPS, MEMORY, LINK)
-    card.cost(3600 * FLOPS, 0)
+    with torch.cuda.stream(streams[0]):
+        card.cost(3600 * FLOPS, 0)
     seen: list[float] = []
 
-    def work() -> None:
+    def working() -> None:
         began = time.monotonic()
-        while time.monotonic() - began < 0.3:
-            seen.append(card.now())
+        with torch.cuda.stream(streams[1]):
+            while time.monotonic() - began < 0.3:
+                WORK[work](memory, streams[1])
+                seen.append(card.now())
 
-    thread = threading.Thread(target=work)
+    thread = threading.Thread(target=working)
     start = card.now()
     thread.start()
-    torch.cuda.synchronize()
+    streams[0].synchronize()
     thread.join()
     assert len(seen) > 1
     assert seen[-1] - start < 3600 <= card.now() - start

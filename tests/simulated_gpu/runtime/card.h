@@ -125,5 +125,6 @@ void wait_for(Event*);  // blocks the host
 bool has_happened(Event*);
 void delay_randomly(uint64_t seed, Seconds longest);
 void skip_waits(bool skips);
+void pass(Seconds);  // the host is busy for so long
 
 }  // namespace card

@@ -4,8 +4,8 @@
 // until that moment of the card's own clock, so that a thread which wakes up late makes nothing else late. No thread
 // here holds Python's lock while it waits.
 //
-// Time that nobody needs can be skipped: where the host waits for the card, and all streams sleep, the clock goes on to
-// the moment at which the first of them wakes up.
+// Time that nobody needs can be skipped: where the host waits for the card, all streams sleep, and so do all other
+// threads of the process, the clock goes on to the moment at which the first stream wakes up.
 #include <dirent.h>
 #include <dlfcn.h>
 #include <sys/prctl.h>
@@ -19,6 +19,7 @@
 #include <thread>
 
 #include "card.h"
+#include "entered.h"
 
 namespace card {
 namespace {
@@ -33,7 +34,8 @@ uint64_t delay_seed = 0, delays = 0;
 Seconds longest_delay = 0;
 bool skipping = false;
 std::atomic<Seconds> skipped = 0;
-std::set<pid_t>& own_threads = *new std::set<pid_t>;
+std::mutex& threads = *new std::mutex;
+std::set<pid_t>& own_threads = *new std::set<pid_t>;  // those of streams
 
 using Clock = std::chrono::steady_clock;
 constexpr auto A_MOMENT = std::chrono::microseconds(50);  // to look again whether another thread of the host works
@@ -67,12 +69,13 @@ class WithoutPython {
   void* state = nullptr;
 };
 
-// Whether every thread of the host but this one sleeps.
+// Whether every thread of the host but this one sleeps. Whoever holds a lock of ours lets others sleep that work.
 bool host_sleeps() {
-  DIR* threads = opendir("/proc/self/task");
-  bool sleeps = threads;
+  std::lock_guard lock(threads);
+  DIR* all = opendir("/proc/self/task");
+  bool sleeps = all;
   while (sleeps) {
-    dirent* thread = readdir(threads);
+    dirent* thread = readdir(all);
     if (!thread) break;
     pid_t id = atoi(thread->d_name);
     if (id <= 0 || id == gettid() || own_threads.count(id)) continue;
@@ -81,7 +84,7 @@ bool host_sleeps() {
     auto name_ends = about.rfind(") ");
     sleeps = name_ends == std::string::npos || about[name_ends + 2] == 'S';
   }
-  if (threads) closedir(threads);
+  if (all) closedir(all);
   return sleeps;
 }
 
@@ -91,11 +94,15 @@ void block_host(Condition over) {
   {
     WithoutPython released;
     std::unique_lock lock(world);
+    long seen = entries;
     for (int quiet = 0; !over();) {
       Seconds next = skipping ? Stream::next_to_wake() : 0;
-      if (next > 0) quiet = host_sleeps() ? quiet + 1 : 0;
-      if (next > 0 && quiet < 2) {  // a thread that works may sleep for a moment, too
-        happened.wait_for(lock, A_MOMENT);
+      if (next > 0 && quiet < 2) {  // look twice: a thread that works may sleep for a moment, too
+        lock.unlock();
+        quiet = host_sleeps() && entries == seen ? quiet + 1 : 0;
+        seen = entries;
+        if (quiet < 2) std::this_thread::sleep_for(A_MOMENT);
+        lock.lock();
         continue;
       }
       if (next > 0) Stream::skip_to(next);
@@ -126,8 +133,11 @@ Stream::Stream() {
 
 void Stream::run() {
   prctl(PR_SET_TIMERSLACK, 1000);
+  {
+    std::lock_guard lock(threads);
+    own_threads.insert(gettid());
+  }
   std::unique_lock lock(world);
-  own_threads.insert(gettid());
   for (;;) {
     more.wait(lock, [&] { return !queue.empty(); });
     Item next = std::move(queue.front());
@@ -296,6 +306,13 @@ bool has_happened(Event* event) {
   if (event->happened < event->recorded) return false;
   join(host, event->moment);
   return true;
+}
+
+void pass(Seconds seconds) {
+  std::unique_lock lock(world);
+  if (skipping) return Stream::skip_to(now() + seconds);
+  lock.unlock();
+  std::this_thread::sleep_for(std::chrono::duration<Seconds>(seconds));
 }
 
 void skip_waits(bool skips) {
