@@ -3,55 +3,66 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from .errors import ExecutionError, SettingsError
+from .nouns.budget import parse_budget
+from .nouns.trace import Trace
+from .plan.plan import Plan
 from .runtime.executor import Executor, attached_to
+from .runtime.run import Run, run_of
+
+if TYPE_CHECKING:
+    from .planner import Planner
+
+EXECUTOR_ARGUMENTS = ("device", "link_bytes_per_second", "lazy", "preload")
 
 
-def offload(model: nn.Module, budget_gb: float | str, **arguments: Any) -> Executor:
-    """Plan for a budget and attach the plan; `arguments` are those of `Planner` and of `Executor`.
+def offload(target: Any, budget_gb: float | str, *, inputs: Any = None, **arguments: Any) -> Run:
+    """Offload a model, a dict of models, or a pipeline; `arguments` are those of `Planner` and of `Executor`.
 
-    If a plan is attached to the model already, the new one replaces it. If there is an error, the old plan stays.
+    Each model of the target is planned when it is first called, for what it is called with, and again when a call needs
+    more memory; with `inputs`, the only one is planned for them and attached at once. All models share the budget:
+    whoever is called gets what it needs, and the others give memory back.
+
+    If a plan is attached to the target already, the new one replaces it. If there is an error, the old plan stays.
 
     >>> import torch
-    >>> model, x = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(8))), torch.ones(1, 64)
-    >>> run = offload(model, "50%", inputs=(x,), device="cpu")
-    >>> y = model(x)
+    >>> models = {name: torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(8))) for name in ("one", "other")}
+    >>> run = offload(models, "50%", device="cpu")
+    >>> y = models["other"](models["one"](torch.ones(1, 64)))
+    >>> run.program
+    (('one', 'forward', 1), ('other', 'forward', 1))
     >>> run.detach()
     """
     import taskgraph_offload as tgo
 
-    names = ("device", "link_bytes_per_second", "lazy", "preload")
-    ours = {key: arguments.pop(key) for key in names if key in arguments}
+    ours = {key: arguments.pop(key) for key in EXECUTOR_ARGUMENTS if key in arguments}
     if str(ours.get("device", "")).startswith(("cpu", "checked")):
         arguments.setdefault("machine", "cpu")
-    before = _replaceable(model) if isinstance(model, nn.Module) else {}
-    for executor in before:
-        executor.detach()
+    models = components_of(target)
+    if inputs is not None and not isinstance(target, nn.Module):
+        raise SettingsError(
+            f"inputs= is for one model, and a {type(target).__name__} holds {len(models)}: leave it out, each model is "
+            "planned for what it is called with"
+        )
+    entry = arguments.get("entry", "forward")
+    planner = tgo.Planner(next(iter(models.values())), budget_gb, inputs=inputs, **arguments)  # checks all arguments
+    attached = [_Attached(part) for part in _replaceable(models)]
+    for before in attached:
+        before.part.detach()
+    planning = _Planning({**arguments, "machine": planner.machine})
+    run = Run(models, parse_budget(budget_gb), planning, (entry,), **ours)
     try:
-        return Executor(model, tgo.Planner(model, budget_gb, **arguments).plan(), **ours).attach()
+        run.attach()
+        return run if inputs is None else run.prepare(entry, *planner.inputs)
     except BaseException:
-        for executor, is_paused in before.items():
-            executor.attach()
-            if is_paused:
-                executor.pause()
+        run.detach()
+        for before in attached:
+            before.put_back()
         raise
-
-
-def _replaceable(model: nn.Module) -> dict[Executor, bool]:
-    """What is attached to a model or to parts of it, and whether it is paused. It must not be more than the model."""
-    parts = set(model.modules())
-    found = attached_to(model)
-    for executor in found:
-        if executor.model not in parts:
-            raise ExecutionError(
-                f"this {type(model).__name__} is part of a {type(executor.model).__name__} that is attached: detach "
-                "that model first, with taskgraph_offload.detach(model)"
-            )
-    return {executor: executor.is_paused for executor in found}
 
 
 def detach(target: Any) -> None:
@@ -64,16 +75,92 @@ def detach(target: Any) -> None:
     >>> _ = offload(model, "50%", inputs=(x,), device="cpu")
     >>> detach(model)
     """
-    models = _models_of(target)
-    if not models:
-        raise SettingsError(f"a {type(target).__name__} holds no model; give a torch.nn.Module, a dict or a pipeline")
-    for model in models:
-        for executor in attached_to(model):
-            executor.detach()
+    for part in _attached(components_of(target)):
+        part.detach()
 
 
-def _models_of(target: Any) -> list[nn.Module]:
+def components_of(target: Any) -> dict[str, nn.Module]:
+    """The models of a pipeline, of a dict or of any object, by name. Those that are inside of another one are left out.
+
+    >>> components_of({"unet": nn.Linear(1, 1), "scheduler": None})
+    {'unet': Linear(in_features=1, out_features=1, bias=True)}
+    """
     if isinstance(target, nn.Module):
-        return [target]
-    held = target.values() if isinstance(target, Mapping) else getattr(target, "__dict__", {}).values()
-    return [value for value in held if isinstance(value, nn.Module)]
+        return {"": target}
+    held = target if isinstance(target, Mapping) else getattr(target, "components", None)
+    if not isinstance(held, Mapping):
+        held = getattr(target, "__dict__", {})
+    models = {str(name): value for name, value in held.items() if isinstance(value, nn.Module)}
+    inner = {module for model in models.values() for module in model.modules() if module is not model}
+    found: dict[str, nn.Module] = {}
+    for name, model in models.items():
+        if model not in inner and model not in found.values():
+            found[name] = model
+    if not found:
+        raise SettingsError(f"a {type(target).__name__} holds no model; give a torch.nn.Module, a dict or a pipeline")
+    return found
+
+
+class _Planning:
+    """The planner, as a run asks for it. `arguments` are those of `Planner`."""
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        self._arguments = arguments
+        self._of_traces = {key: value for key, value in arguments.items() if key not in ("blocks", "entry")}
+
+    def trace(self, model: nn.Module, entry: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Trace:
+        """What one call needs."""
+        import taskgraph_offload as tgo
+
+        arguments = {**self._arguments, "entry": entry}
+        return tgo.Planner(model, "100%", inputs=(args, dict(kwargs)), **arguments).trace
+
+    def plan(self, trace: Trace, budget_bytes: int, reserved_bytes: int) -> Plan:
+        """A plan for a trace. `reserved_bytes` stay free besides, for calls that need more."""
+        margin = self.margin_bytes(trace) + reserved_bytes
+        return self._planner(trace, f"{budget_bytes}B", margin=f"{margin}B" if margin else 0).plan()
+
+    def margin_bytes(self, trace: Trace) -> int:
+        """What the device needs for itself."""
+        return self._planner(trace, "100%").margin_bytes
+
+    def _planner(self, trace: Trace, budget: str, **arguments: Any) -> Planner:
+        import taskgraph_offload as tgo
+
+        return tgo.Planner.for_trace(trace, budget, **{**self._of_traces, **arguments})
+
+
+class _Attached:
+    """What was attached before, as it was."""
+
+    def __init__(self, part: Executor | Run) -> None:
+        self.part, self._is_paused = part, part.is_paused
+
+    def put_back(self) -> None:
+        """Attach it again."""
+        self.part.attach()
+        if self._is_paused:
+            self.part.pause()
+
+
+def _attached(models: Mapping[str, nn.Module]) -> list[Executor | Run]:
+    """The runs, and the executors that belong to no run, that are attached to these models or to parts of them."""
+    runs = dict.fromkeys(run for model in models.values() for run in run_of(model))
+    theirs = {executor for run in runs for executor in run.executors.values()}
+    alone = dict.fromkeys(executor for model in models.values() for executor in attached_to(model))
+    return [*runs, *(executor for executor in alone if executor not in theirs)]
+
+
+def _replaceable(models: Mapping[str, nn.Module]) -> list[Executor | Run]:
+    """What is attached to these models or to parts of them. It must not be attached to more than them."""
+    parts = {module for model in models.values() for module in model.modules()}
+    found = _attached(models)
+    asked = ", ".join(type(model).__name__ for model in models.values())
+    for one in found:
+        theirs = one.models if isinstance(one, Run) else {"": one.model}
+        if not parts.issuperset(theirs.values()):
+            held = " and ".join(name or f"a {type(model).__name__}" for name, model in theirs.items())
+            raise ExecutionError(
+                f"this {asked} is part of {held} that is attached: detach that first, with taskgraph_offload.detach"
+            )
+    return found
