@@ -12,9 +12,11 @@ there. Any other one is traced anew before it runs: if it needs more memory, it 
 from __future__ import annotations
 
 import inspect
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
+from operator import attrgetter
 from types import TracebackType
 from typing import Any, Protocol
 from warnings import warn
@@ -25,7 +27,7 @@ from torch import nn
 from ..devices import check_device
 from ..errors import BudgetError, ExecutionError, OffloadError, TraceError
 from ..foreign import refuse_foreign_hooks
-from ..nouns.budget import Budget, parse_budget
+from ..nouns.budget import Budget, parse_budget, readable
 from ..nouns.timeline import Timeline
 from ..nouns.trace import Trace
 from ..nouns.weights import named_tensors
@@ -36,6 +38,7 @@ from .measured import Stats
 from .model_device import ModelDevice
 from .signatures import Signature
 
+MOST = 256  # signatures that are kept for a plan
 HEADROOM = 1.25  # times the activations: what a call that needs more than the ones before gets beyond that
 LIBRARIES = ("torch.", "transformers.modeling_utils", "transformers.generation", "diffusers.models.modeling_utils")
 
@@ -58,12 +61,12 @@ class Planning(Protocol):
 
 @dataclass(eq=False)
 class Served:
-    """A plan, and the calls that it was made for, or turned out to have room for."""
+    """A plan, and the calls that it was made for, or turned out to have room for, with the activations of each."""
 
     plan: Plan
     made_for: Trace  # as it was captured; the plan may have cut it finer
     room: int  # bytes of activations
-    signatures: list[tuple[Signature, int]] = field(default_factory=list)  # with the activations of each
+    signatures: deque[tuple[Signature, int]] = field(default_factory=lambda: deque(maxlen=MOST))
 
     def has_room_for(self, signature: Signature) -> bool:
         """Whether a call needs no more than one that was traced, if memory grows at most as the square of inputs."""
@@ -182,7 +185,8 @@ class Component:
     def put_entries(self) -> None:
         """Let calls of the model come here first."""
         for name in dict.fromkeys((*entries_of(self.model), *self.run.entries)):
-            self._entries[name] = _Called(self, name)
+            if callable(getattr(self.model, name, None)):
+                self._entries[name] = _Called(self, name)
 
     def _take_off(self) -> None:
         for called in self._entries.values():
@@ -289,6 +293,12 @@ class Run:
         for component in self.components.values():
             component.plans.clear()
 
+    def weights_changed(self) -> None:
+        """Say that you edited weights in a way that torch does not count. The next forwards load all weights again."""
+        for executor in self.executors.values():
+            if executor.is_attached:
+                executor.weights_changed()
+
     def pause(self) -> None:
         """Free the device's memory, until `resume`."""
         self._refuse_while_running("pause")
@@ -344,9 +354,14 @@ class Run:
         self._order.append(component)
         others = [other for other in self._order if other is not component and other.arena_bytes]
         held = sum(other.arena_bytes for other in others)
-        for other in others:
+        for other in sorted(others, key=attrgetter("is_running")):  # stable: the order of use otherwise
             if plan.peak_bytes + held <= plan.budget_bytes:
                 return
+            if other.is_running:
+                raise ExecutionError(
+                    f"{_who(component, plan.trace.entry)} is called while {other.name} runs, and the budget of "
+                    f"{readable(plan.budget_bytes)} does not hold both: give more, or offload them apart"
+                )
             held -= other.arena_bytes
             assert other.executor is not None
             other.executor.pause()
@@ -464,7 +479,7 @@ def entries_of(model: nn.Module) -> list[str]:
     >>> entries_of(nn.Linear(1, 1))
     ['forward']
     """
-    found = {"forward": None}
+    found: dict[str, None] = {"forward": None}
     for kind in type(model).__mro__:
         library = kind.__module__.startswith(LIBRARIES) or kind.__name__.endswith("Mixin")
         if kind is nn.Module or library:
@@ -472,5 +487,5 @@ def entries_of(model: nn.Module) -> list[str]:
         for name, value in vars(kind).items():
             is_known = name in ("encode", "decode") or (name.startswith("get_") and name.endswith("_features"))
             if is_known and inspect.isfunction(value):
-                found.setdefault(name)
-    return [name for name in found if callable(getattr(model, name, None))]
+                found[name] = None
+    return list(found)
