@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+import os
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 from torch import nn
 
-from .errors import ExecutionError, SettingsError
+from .errors import ExecutionError, SettingsError, shown
 from .nouns.budget import parse_budget
 from .nouns.trace import Trace
 from .plan.plan import Plan
 from .runtime.executor import Executor, attached_to
-from .runtime.run import Run, run_of
-
-if TYPE_CHECKING:
-    from .planner import Planner
+from .runtime.run import Part, Run, run_of
 
 EXECUTOR_ARGUMENTS = ("device", "link_bytes_per_second", "lazy", "preload")
 
 
-def offload(target: Any, budget_gb: float | str, *, inputs: Any = None, **arguments: Any) -> Run:
+def offload(
+    target: Any,
+    budget_gb: float | str | None = None,
+    *,
+    inputs: Any = None,
+    settings: str | os.PathLike[str] | None = None,
+    components: Mapping[str, Mapping[str, Any]] | None = None,
+    exclude: Collection[str] = (),
+    **arguments: Any,
+) -> Run:
     """Offload a model, a dict of models, or a pipeline; `arguments` are those of `Planner` and of `Executor`.
 
     Each model of the target is planned when it is first called, for what it is called with, and again when a call needs
     more memory; with `inputs`, the only one is planned for them and attached at once. All models share the budget:
     whoever is called gets what it needs, and the others give memory back.
+
+    `components` has arguments of single models, by name: `{"vae": {"strategy": "resident"}}`. `settings` is a file with
+    all of this (see `planner.settings`); what is given here comes first. Models named in `exclude` are left alone.
 
     If a plan is attached to the target already, the new one replaces it. If there is an error, the old plan stays.
 
@@ -37,27 +47,44 @@ def offload(target: Any, budget_gb: float | str, *, inputs: Any = None, **argume
     (('one', 'forward', 1), ('other', 'forward', 1))
     >>> run.detach()
     """
-    import taskgraph_offload as tgo
-
     ours = {key: arguments.pop(key) for key in EXECUTOR_ARGUMENTS if key in arguments}
-    if str(ours.get("device", "")).startswith(("cpu", "checked")):
-        arguments.setdefault("machine", "cpu")
     models = components_of(target)
-    if inputs is not None and not isinstance(target, nn.Module):
+    _check_names(models, components or {}, "components=")
+    _check_names(models, exclude, "exclude=")
+    models = {name: model for name, model in models.items() if name not in exclude}
+    if inputs is not None and (len(models) > 1 or not isinstance(target, nn.Module)):
         raise SettingsError(
             f"inputs= is for one model, and a {type(target).__name__} holds {len(models)}: leave it out, each model is "
             "planned for what it is called with"
         )
-    entry = arguments.get("entry", "forward")
-    planner = tgo.Planner(next(iter(models.values())), budget_gb, inputs=inputs, **arguments)  # checks all arguments
+    from_file = {} if settings is None else _settings_of(settings, models)
+    if budget_gb is None:
+        budget_gb = from_file.get("", {}).get("budget_gb")
+    if budget_gb is None:
+        raise SettingsError("how much memory? Give a budget, as in budget_gb=12, or a settings file that has one")
+    on_cpu = {"machine": "cpu"} if str(ours.get("device", "")).startswith(("cpu", "checked")) else {}
+    plannings, parts = dict[str, _Planning](), dict[str, Part]()
+    for name, model in models.items():
+        own = {
+            **on_cpu,
+            **from_file.get("", {}),
+            **from_file.get(name, {}),
+            **arguments,
+            **(components or {}).get(name, {}),
+        }
+        own.pop("budget_gb", None)
+        plannings[name] = _Planning(model, budget_gb, own)
+        parts[name] = Part(model, plannings[name], (own["entry"],) if "entry" in own else ())
     attached = [_Attached(part) for part in _replaceable(models)]
     for before in attached:
         before.part.detach()
-    planning = _Planning({**arguments, "machine": planner.machine})
-    run = Run(models, parse_budget(budget_gb), planning, (entry,), **ours)
+    run = Run(parts, parse_budget(budget_gb), **ours)
     try:
         run.attach()
-        return run if inputs is None else run.prepare(entry, *planner.inputs)
+        if inputs is not None:
+            (planning,) = plannings.values()
+            run.prepare(*planning.call_with(inputs))
+        return run
     except BaseException:
         run.detach()
         for before in attached:
@@ -102,32 +129,51 @@ def components_of(target: Any) -> dict[str, nn.Module]:
 
 
 class _Planning:
-    """The planner, as a run asks for it. `arguments` are those of `Planner`."""
+    """The planner of one model, as a run asks for it. `arguments` are those of `Planner`, which are checked here."""
 
-    def __init__(self, arguments: dict[str, Any]) -> None:
-        self._arguments = arguments
-        self._of_traces = {key: value for key, value in arguments.items() if key not in ("blocks", "entry")}
+    def __init__(self, model: nn.Module, budget_gb: float | str, arguments: dict[str, Any]) -> None:
+        import taskgraph_offload as tgo
+
+        self._model, self._planner = model, tgo.Planner
+        machine = tgo.Planner(model, budget_gb, **arguments).machine
+        self._arguments = {**arguments, "machine": machine}
+        self._of_traces = {key: value for key, value in self._arguments.items() if key not in ("blocks", "entry")}
+
+    def call_with(self, inputs: Any) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+        """The call that a user describes by its inputs: the method, its arguments and those by keyword."""
+        return self._arguments.get("entry", "forward"), *self._planner(self._model, "100%", inputs=inputs).inputs
 
     def trace(self, model: nn.Module, entry: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Trace:
         """What one call needs."""
-        import taskgraph_offload as tgo
-
         arguments = {**self._arguments, "entry": entry}
-        return tgo.Planner(model, "100%", inputs=(args, dict(kwargs)), **arguments).trace
+        return self._planner(model, "100%", inputs=(args, dict(kwargs)), **arguments).trace
 
     def plan(self, trace: Trace, budget_bytes: int, reserved_bytes: int) -> Plan:
         """A plan for a trace. `reserved_bytes` stay free besides, for calls that need more."""
         margin = self.margin_bytes(trace) + reserved_bytes
-        return self._planner(trace, f"{budget_bytes}B", margin=f"{margin}B" if margin else 0).plan()
+        arguments = {**self._of_traces, "margin": f"{margin}B" if margin else 0}
+        return self._planner.for_trace(trace, f"{budget_bytes}B", **arguments).plan()
 
     def margin_bytes(self, trace: Trace) -> int:
         """What the device needs for itself."""
-        return self._planner(trace, "100%").margin_bytes
+        return self._planner.for_trace(trace, "100%", **self._of_traces).margin_bytes
 
-    def _planner(self, trace: Trace, budget: str, **arguments: Any) -> Planner:
-        import taskgraph_offload as tgo
 
-        return tgo.Planner.for_trace(trace, budget, **{**self._of_traces, **arguments})
+def _settings_of(path: str | os.PathLike[str], models: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
+    """The arguments that a settings file gives, for all models under "", and for each one that it names."""
+    from .planner.settings import read_all_settings
+
+    everyone, components = read_all_settings(path)
+    _check_names(models, components, f"settings file {os.fspath(path)}")
+    given = {name: each.arguments() for name, each in components.items()}
+    return given | {"": {**everyone.arguments(), "budget_gb": everyone.budget}}
+
+
+def _check_names(models: Mapping[str, nn.Module], names: Iterable[str], where: str) -> None:
+    for name in names:
+        if name not in models:
+            known = ", ".join(models) if "" not in models else "none: it is one model"
+            raise SettingsError(f"{where}: no component {shown(name)}; there are {known}")
 
 
 class _Attached:

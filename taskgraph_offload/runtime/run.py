@@ -44,7 +44,7 @@ LIBRARIES = ("torch.", "transformers.modeling_utils", "transformers.generation",
 
 
 class Planning(Protocol):
-    """What this module asks of the planner."""
+    """What this module asks of the planner, for one component."""
 
     def trace(self, model: nn.Module, entry: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Trace:
         """What one call needs."""
@@ -57,6 +57,15 @@ class Planning(Protocol):
     def margin_bytes(self, trace: Trace) -> int:
         """What the device needs for itself."""
         ...
+
+
+@dataclass(frozen=True)
+class Part:
+    """One model of a target, how it is planned, and the methods to watch besides those that models offer."""
+
+    model: nn.Module
+    planning: Planning
+    entries: tuple[str, ...] = ()
 
 
 @dataclass(eq=False)
@@ -85,8 +94,9 @@ class Served:
 class Component:
     """One model of a run: its entries, the plans that were made for them, and the executor that follows one."""
 
-    def __init__(self, name: str, model: nn.Module, run: Run) -> None:
-        self.name, self.model, self.run = name, model, run
+    def __init__(self, name: str, part: Part, run: Run) -> None:
+        self.name, self.model, self.run = name, part.model, run
+        self.planning, self._watched = part.planning, dict.fromkeys((*entries_of(part.model), *part.entries))
         self.executor: Executor | None = None
         self.plans: list[Served] = []
         self._entries: dict[str, _Called] = {}
@@ -184,9 +194,8 @@ class Component:
 
     def put_entries(self) -> None:
         """Let calls of the model come here first."""
-        for name in dict.fromkeys((*entries_of(self.model), *self.run.entries)):
-            if callable(getattr(self.model, name, None)):
-                self._entries[name] = _Called(self, name)
+        for name in self._watched:
+            self._entries[name] = _Called(self, name)
 
     def _take_off(self) -> None:
         for called in self._entries.values():
@@ -199,25 +208,18 @@ class Run:
     As a context manager, it detaches on exit.
     """
 
-    def __init__(
-        self,
-        models: Mapping[str, nn.Module],
-        budget: Budget,
-        planning: Planning,
-        entries: Iterable[str] = (),
-        **executor_arguments: Any,
-    ) -> None:
+    def __init__(self, parts: Mapping[str, Part], budget: Budget, **executor_arguments: Any) -> None:
         check_device(executor_arguments.get("device"), executor_arguments.get("link_bytes_per_second"))
-        self.models, self.entries = dict(models), tuple(entries)  # methods to watch besides those that models offer
+        self.models = {name: part.model for name, part in parts.items()}
         self.is_paused = False
         self.executor_arguments = executor_arguments
-        self._planning, self._budget, self._peak_bytes = planning, budget, 0
-        self._weight_bytes = _weight_bytes(models.values())
+        self._budget, self._peak_bytes = budget, 0
+        self._weight_bytes = _weight_bytes(self.models.values())
         self._device = _device_of(executor_arguments.get("device"))
         self._answers: list[ModelDevice] = []
         self._order: list[Component] = []  # those that have run; the last one comes last
         self.program: tuple[tuple[str, str, int], ...] = ()
-        self.components = {name: Component(name, model, self) for name, model in models.items()}
+        self.components = {name: Component(name, part, self) for name, part in parts.items()}
 
     def attach(self) -> Run:
         """Watch the models for their calls. Nothing is traced, and no weight moves, before the first one."""
@@ -330,21 +332,21 @@ class Run:
     def trace(self, component: Component, entry: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Trace:
         """What one call needs."""
         with _named(component, entry):
-            return self._planning.trace(component.model, entry, args, kwargs)
+            return component.planning.trace(component.model, entry, args, kwargs)
 
     def planned(self, component: Component, trace: Trace) -> Served:
         """A plan for a trace. If this is not the first one of its kind, it leaves room to grow, where there is some."""
-        rest = trace.activation_bytes + self._planning.margin_bytes(trace)
+        rest = trace.activation_bytes + component.planning.margin_bytes(trace)
         budget = self._budget.total_bytes(self._weight_bytes, rest)
         grows = any(served.plan.trace.entry == trace.entry for served in component.plans)
         more = int(trace.activation_bytes * (HEADROOM - 1)) if grows else 0
         with _named(component, trace.entry):
             try:
-                plan = self._planning.plan(trace, budget, more)
+                plan = component.planning.plan(trace, budget, more)
             except BudgetError:
                 if not more:
                     raise
-                plan, more = self._planning.plan(trace, budget, 0), 0
+                plan, more = component.planning.plan(trace, budget, 0), 0
         return Served(plan, trace, trace.activation_bytes + more)
 
     def make_room(self, component: Component, plan: Plan) -> None:

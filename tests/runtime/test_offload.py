@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -270,3 +271,37 @@ def test_generate_with_prompts_of_any_length(options: dict[str, Any]) -> None:
         for key, tokens in prompts.items():
             assert torch.equal(generated(tokens), wanted[key])
         assert run.stats.peak_bytes <= run.budget_bytes
+
+
+def test_each_component_can_have_its_own_strategy_or_be_left_alone() -> None:
+    given = two() | {"third": blocks()}
+    components = {"one": {"strategy": "layerwise", "prefetch": 2}}
+    with tgo.offload(given, "60%", components=components, exclude=["third"], device=DEVICE) as run:
+        both(given)
+        assert {name: plan.strategy for name, plan in run.plans.items()} == {"one": "layerwise", "other": "auto"}
+        assert "forward" not in vars(given["third"])
+    with pytest.raises(tgo.SettingsError, match="components=: no component 'vae'; there are one, other, third"):
+        tgo.offload(given, "60%", components={"vae": {}}, device=DEVICE)
+    with pytest.raises(tgo.SettingsError, match="exclude=: no component 'vae'"):
+        tgo.offload(given, "60%", exclude=["vae"], device=DEVICE)
+    with pytest.raises(tgo.SettingsError, match="unknown strategy 'none'"):
+        tgo.offload(given, "60%", components={"one": {"strategy": "none"}}, device=DEVICE)
+
+
+def test_a_settings_file_has_the_budget_and_what_each_component_wants(tmp_path: Path) -> None:
+    file = tmp_path / "offload.yaml"
+    file.write_text("budget: 60%\nmachine: cpu\ncomponents:\n  one: {strategy: sequential}\n")
+    given = two()
+    with tgo.offload(given, settings=file, device=DEVICE) as run:
+        both(given)
+        assert {name: plan.strategy for name, plan in run.plans.items()} == {"one": "sequential", "other": "auto"}
+        budget = run.budget_bytes
+    with tgo.offload(given, "30%", settings=file, strategy="keep", device=DEVICE) as run:
+        both(given)
+        assert {plan.strategy for plan in run.plans.values()} == {"keep"}, "what is given in the call comes first"
+        assert run.budget_bytes < budget
+    file.write_text("components:\n  vae: {strategy: sequential}\n")
+    with pytest.raises(tgo.SettingsError, match=r"offload.yaml: no component 'vae'; there are one, other"):
+        tgo.offload(given, 12, settings=file, device=DEVICE)
+    with pytest.raises(tgo.SettingsError, match="how much memory"):
+        tgo.offload(given, device=DEVICE)
