@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import taskgraph_offload as tgo
 
 from .. import models
-from ..running import DEVICE, plainly
+from ..running import DEVICE, assert_within_budget, plainly
 
 
 def blocks(count: int = 6) -> nn.Sequential:
@@ -270,7 +270,7 @@ def test_generate_with_prompts_of_any_length(options: dict[str, Any]) -> None:
     with tgo.offload(model, "50%", device=DEVICE) as run:
         for key, tokens in prompts.items():
             assert torch.equal(generated(tokens), wanted[key])
-        assert run.stats.peak_bytes <= run.budget_bytes
+        assert_within_budget(run)
 
 
 def test_each_component_can_have_its_own_strategy_or_be_left_alone() -> None:
