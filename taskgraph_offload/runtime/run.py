@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
 from operator import attrgetter
+from threading import get_ident
 from types import TracebackType
 from typing import Any, Protocol
 from warnings import warn
@@ -39,6 +40,7 @@ from .model_device import ModelDevice
 from .signatures import Signature
 
 MOST = 256  # signatures that are kept for a plan
+PHASES = 64  # that are remembered of a program
 HEADROOM = 1.25  # times the activations: what a call that needs more than the ones before gets beyond that
 LIBRARIES = ("torch.", "transformers.modeling_utils", "transformers.generation", "diffusers.models.modeling_utils")
 
@@ -100,7 +102,12 @@ class Component:
         self.executor: Executor | None = None
         self.plans: list[Served] = []
         self._entries: dict[str, _Called] = {}
-        self.is_running = False
+        self._thread: int | None = None  # where it runs
+
+    @property
+    def is_running(self) -> bool:
+        """Whether one of its methods runs."""
+        return self._thread is not None
 
     @property
     def plan(self) -> Plan | None:
@@ -116,11 +123,18 @@ class Component:
 
     def call(self, called: _Called, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an entry, as planned. One entry may call another one."""
-        if self.is_running:
+        if self._thread == get_ident():
             return called.original(*args, **kwargs)
+        if self.run.traced is not None:
+            raise TraceError(
+                f"{self.run.traced} calls {_who(self, called.name)}, another component, so it cannot be traced alone: "
+                f"leave one out, as in exclude=[{self.name!r}]"
+            )
+        if self.is_running:
+            raise ExecutionError(f"{_who(self, called.name)} is called while another thread runs it: wait for that one")
         if self.run.is_paused:
             raise ExecutionError(f"{_who(self, called.name)}: this run is paused; call resume() first")
-        self.is_running = True
+        self._thread = get_ident()
         try:
             self.prepare(called.name, args, kwargs)
             try:
@@ -128,7 +142,7 @@ class Component:
             finally:
                 self.run.has_run(self, called.name)
         finally:
-            self.is_running = False
+            self._thread = None
 
     def prepare(self, entry: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Have a plan that serves a call, and memory for it."""
@@ -212,13 +226,14 @@ class Run:
         check_device(executor_arguments.get("device"), executor_arguments.get("link_bytes_per_second"))
         self.models = {name: part.model for name, part in parts.items()}
         self.is_paused = False
+        self.traced: str | None = None  # what is traced just now
         self.executor_arguments = executor_arguments
         self._budget, self._peak_bytes = budget, 0
         self._weight_bytes = _weight_bytes(self.models.values())
         self._device = _device_of(executor_arguments.get("device"))
         self._answers: list[ModelDevice] = []
         self._order: list[Component] = []  # those that have run; the last one comes last
-        self.program: tuple[tuple[str, str, int], ...] = ()
+        self.program: tuple[tuple[str, str, int], ...] = ()  # component, method, how often in a row
         self.components = {name: Component(name, part, self) for name, part in parts.items()}
 
     def attach(self) -> Run:
@@ -332,7 +347,11 @@ class Run:
     def trace(self, component: Component, entry: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Trace:
         """What one call needs."""
         with _named(component, entry):
-            return component.planning.trace(component.model, entry, args, kwargs)
+            self.traced = _who(component, entry)
+            try:
+                return component.planning.trace(component.model, entry, args, kwargs)
+            finally:
+                self.traced = None
 
     def planned(self, component: Component, trace: Trace) -> Served:
         """A plan for a trace. If this is not the first one of its kind, it leaves room to grow, where there is some."""
@@ -377,7 +396,7 @@ class Run:
             name, method, times = self.program[-1]
             self.program = (*self.program[:-1], (name, method, times + 1))
         else:
-            self.program = (*self.program, (component.name, entry, 1))
+            self.program = (*self.program[1 - PHASES :], (component.name, entry, 1))
 
     def _refuse_while_running(self, what: str) -> None:
         for component in self.components.values():
