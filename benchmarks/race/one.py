@@ -238,7 +238,7 @@ def _steps(
         calls.append(now() - start)
         moment.record()
     counts = {name: count - before[name] for name, count in _counts().items()}  # without our own wait, which follows
-    torch.cuda.synchronize()
+    moments[-1].synchronize()  # the last output is there; copies for a next request may still be under way
     return [one.elapsed_time(other) / 1e3 for one, other in pairwise(moments)], calls, counts
 
 

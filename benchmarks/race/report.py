@@ -143,8 +143,9 @@ _NOTES: Final = """\
 step: of the second request, the median of all turns; +-: the slowest turn less the fastest one, over the floor
 floor: the resident step, or the bound of this library's plan if that is longer
 predicted: the predicted step over the measured one; set up: until the first step can begin, with planning
-request: the first steps from cold, after the set-up; peak: of allocated memory, from the set-up on
-host: memory of the host, weights included; to device, back, pageable: bytes a step over the link
+request: the first steps from cold, after the set-up, until the last output is there
+peak: of allocated memory, from the set-up on; host: memory of the host, weights included
+to device, back, pageable: bytes a step over the link
 call: the host's time in a forward; blocked: the part of it in which it waited for the device"""
 
 
