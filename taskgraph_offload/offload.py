@@ -11,6 +11,7 @@ from torch import nn
 from .errors import ExecutionError, SettingsError, shown
 from .nouns.budget import parse_budget
 from .nouns.trace import Trace
+from .nouns.weights import named_tensors
 from .plan.plan import Plan
 from .runtime.executor import Executor, attached_to
 from .runtime.run import Part, Run, run_of
@@ -51,7 +52,11 @@ def offload(
     models = components_of(target)
     _check_names(models, components or {}, "components=")
     _check_names(models, exclude, "exclude=")
-    models = {name: model for name, model in models.items() if name not in exclude}
+    models = {
+        name: model for name, model in models.items() if name not in exclude and (not name or _has_weights(model))
+    }
+    if not models:
+        raise SettingsError(f"nothing of this {type(target).__name__} is left to offload: the rest holds no weights")
     if inputs is not None and (len(models) > 1 or not isinstance(target, nn.Module)):
         raise SettingsError(
             f"inputs= is for one model, and a {type(target).__name__} holds {len(models)}: leave it out, each model is "
@@ -167,6 +172,10 @@ def _settings_of(path: str | os.PathLike[str], models: Mapping[str, nn.Module]) 
     _check_names(models, components, f"settings file {os.fspath(path)}")
     given = {name: each.arguments() for name, each in components.items()}
     return given | {"": {**everyone.arguments(), "budget_gb": everyone.budget}}
+
+
+def _has_weights(model: nn.Module) -> bool:
+    return next(named_tensors(model), None) is not None
 
 
 def _check_names(models: Mapping[str, nn.Module], names: Iterable[str], where: str) -> None:

@@ -176,7 +176,7 @@ _MOST_LIMITS = 7  # to an item's bytes
 _ENOUGH = 1.02  # times what is missing: less than that cannot stream through any ring
 _MOST_DRAFTS = 8  # for one limit and one share that is set aside
 _LEAST_DRAFTS = 12
-_LINKS = {1.0: 0.4, 1.1: 0.4, 1.7: 0.2, 0.6: 0.1}  # rates of the link, and the part of the drafts that are made for each
+_LINKS = {1.0: 0.4, 1.1: 0.4, 1.7: 0.2, 0.6: 0.1}  # rates of the link, and the part of the drafts made for each
 _EFFORT = 22_000  # units and items in all drafts together
 _MANY_LATENCIES = 0.01  # of the pace: then streaming few units wholly may be better than all a little
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
 from typing import Any
@@ -89,6 +89,9 @@ class Executor:
         self.stats = Stats()
         self._device_wanted, self._link, self._lazy = device, link_bytes_per_second, lazy
         self._preload = preload
+        self.wakes: Callable[[], None] | None = (
+            None  # called where a forward begins during a pause; without it, an error
+        )
         self._timeline: Timeline | None = None
         self._finalizer: finalize[[Device[Any], Mapping[str, HomeMemory]], Executor] | None = None
         self._clear()
@@ -101,6 +104,7 @@ class Executor:
         self._forwards: Forwards | None = None
         self._conductor: Conductor | None = None
         self._paused = False
+        self.is_hooked = False  # whether the hooks of the plan are on the model, all of them
         if self._finalizer is not None:
             self._finalizer.detach()
         self._finalizer = None
@@ -170,6 +174,7 @@ class Executor:
         assert self._hooks is not None
         assert self._model_device is not None
         self._end_conductor()
+        self.is_hooked = False
         self._hooks.remove()
         self._model_device.remove()
         try:
@@ -239,6 +244,7 @@ class Executor:
         machine, calls = self.plan.machine, self.plan.trace.calls
         self._device.expect(machine, {call.name: call.cost(machine) for call in calls})
         _warn_if_libraries_do_not_fit(self.plan, self._device)
+        self.is_hooked = False
         if self._hooks is not None:
             self._hooks.remove()
         needs, entry = Needs(self.model, self.plan, self._homes), self.plan.trace.entry
@@ -253,9 +259,12 @@ class Executor:
         for module in needs.entries:
             self._hooks.wrap_entry(module, "forward", self._forwards.run, planned=True)
         self._hooks.wrap_inside({name: () for name in needs.on_demand if name} | needs.blocks_of, self._inside)
+        self.is_hooked = True
 
     def _ready(self) -> Conductor:
         """The conductor for the forward that is about to begin."""
+        if self._paused and self.wakes is not None:
+            self.wakes()
         if self._paused:
             raise ExecutionError("this executor is paused; call resume() before the model")
         assert self._device is not None

@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from ..devices import check_device
-from ..errors import BudgetError, ExecutionError, OffloadError, TraceError
+from ..errors import BudgetError, ExecutionError, NothingReadError, OffloadError, TraceError
 from ..foreign import refuse_foreign_hooks
 from ..nouns.budget import Budget, parse_budget, readable
 from ..nouns.timeline import Timeline
@@ -78,10 +78,11 @@ class Served:
     made_for: Trace  # as it was captured; the plan may have cut it finer
     room: int  # bytes of activations
     signatures: deque[tuple[Signature, int]] = field(default_factory=lambda: deque(maxlen=MOST))
+    untraced: deque[Signature] = field(default_factory=lambda: deque(maxlen=MOST))  # calls that could not be traced
 
     def has_room_for(self, signature: Signature) -> bool:
         """Whether a call needs no more than one that was traced, if memory grows at most as the square of inputs."""
-        return any(
+        return signature in self.untraced or any(
             known.kind == signature.kind and needed * signature.growth_over(known) ** 2 <= self.room
             for known, needed in self.signatures
         )
@@ -103,6 +104,9 @@ class Component:
         self.plans: list[Served] = []
         self._entries: dict[str, _Called] = {}
         self._thread: int | None = None  # where it runs
+        self._is_aside = False  # True: calls pass through
+        self._weightless = set[str]()  # methods that read no weight
+        self._names = frozenset[str]()  # of its tensors, when the executor was attached
 
     @property
     def is_running(self) -> bool:
@@ -121,9 +125,14 @@ class Component:
         is_there = executor is not None and executor.is_attached and not executor.is_paused
         return executor.plan.arena_bytes if executor is not None and is_there else 0
 
+    @property
+    def held_bytes(self) -> int:
+        """What it needs on the device now: while it runs, its activations too."""
+        return self.executor.plan.peak_bytes if self.executor is not None and self.is_running else self.arena_bytes
+
     def call(self, called: _Called, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an entry, as planned. One entry may call another one."""
-        if self._thread == get_ident():
+        if self._thread == get_ident() or self._is_aside or called.name in self._weightless:
             return called.original(*args, **kwargs)
         if self.run.traced is not None:
             raise TraceError(
@@ -136,7 +145,11 @@ class Component:
             raise ExecutionError(f"{_who(self, called.name)}: this run is paused; call resume() first")
         self._thread = get_ident()
         try:
-            self.prepare(called.name, args, kwargs)
+            try:
+                self.prepare(called.name, args, kwargs)
+            except NothingReadError:
+                self._weightless.add(called.name)
+                return called.original(*args, **kwargs)
             try:
                 return self._entries[called.name].original(*args, **kwargs)  # now the executor's
             finally:
@@ -161,6 +174,10 @@ class Component:
         signature = Signature.of(entry, args, kwargs)
         if (known := next((served for served in self.plans if served.has_room_for(signature)), None)) is not None:
             return known
+        if self.executor is not None and self.executor.is_attached and self._names != _names(self.model):
+            with self._entries_aside():  # modules came or went: the homes are those of another model
+                self.executor.detach()
+            self.plans.clear()
         try:
             with self._as_found():
                 trace = self.run.trace(self, entry, args, kwargs)
@@ -169,7 +186,7 @@ class Component:
             if served is None:
                 raise
             warn(f"{error}\nIt runs as an earlier call was planned; the budget may not hold", stacklevel=5)
-            served.signatures.append((signature, 0))
+            served.untraced.append(signature)
             return served
         served = next((served for served in self.plans if served.serves(trace)), None)
         if served is None:
@@ -182,10 +199,17 @@ class Component:
         if self.executor is None or not self.executor.is_attached:
             with self._entries_aside():
                 self.executor = Executor(self.model, plan, **self.run.executor_arguments).attach()
-        elif self.executor.plan is not plan:
+            self._names, self.executor.wakes = _names(self.model), self._wake
+        elif self.executor.plan is not plan or not self.executor.is_hooked:
             with self._entries_aside():
                 self.executor.follow(plan)
         if self.executor.is_paused:
+            self.executor.resume()
+
+    def _wake(self) -> None:
+        """Something outside of the entries needs the device, and another component has it."""
+        if self.executor is not None and not self.run.is_paused:
+            self.run.make_room(self, self.executor.plan)
             self.executor.resume()
 
     @contextmanager
@@ -200,11 +224,19 @@ class Component:
 
     @contextmanager
     def _entries_aside(self) -> Iterator[None]:
-        self._take_off()
+        """The model without what watches its methods, and without what a user has put around that."""
+        here, covers = vars(self.model), dict[_Called, Any]()
+        self._is_aside = True
         try:
+            for name, called in self._entries.items():
+                if name in here and not called.is_removed:
+                    covers[called] = here[name]
+                    called.uncover()
             yield
         finally:
-            self.put_entries()
+            for called, cover in covers.items():
+                called.cover_with(cover)
+            self._is_aside = False
 
     def put_entries(self) -> None:
         """Let calls of the model come here first."""
@@ -229,6 +261,7 @@ class Run:
         self.traced: str | None = None  # what is traced just now
         self.executor_arguments = executor_arguments
         self._budget, self._peak_bytes = budget, 0
+        self._most: dict[str, int] = {}  # the peak of each component, up to its last call
         self._weight_bytes = _weight_bytes(self.models.values())
         self._device = _device_of(executor_arguments.get("device"))
         self._answers: list[ModelDevice] = []
@@ -374,7 +407,7 @@ class Run:
             self._order.remove(component)
         self._order.append(component)
         others = [other for other in self._order if other is not component and other.arena_bytes]
-        held = sum(other.arena_bytes for other in others)
+        held = sum(other.held_bytes for other in others)
         for other in sorted(others, key=attrgetter("is_running")):  # stable: the order of use otherwise
             if plan.peak_bytes + held <= plan.budget_bytes:
                 return
@@ -383,15 +416,18 @@ class Run:
                     f"{_who(component, plan.trace.entry)} is called while {other.name} runs, and the budget of "
                     f"{readable(plan.budget_bytes)} does not hold both: give more, or offload them apart"
                 )
-            held -= other.arena_bytes
+            held -= other.held_bytes
             assert other.executor is not None
             other.executor.pause()
 
     def has_run(self, component: Component, entry: str) -> None:
         """Note what a model used."""
-        others = sum(other.arena_bytes for other in self._order if other is not component)
+        others = sum(other.held_bytes for other in self._order if other is not component)
         if component.executor is not None:
-            self._peak_bytes = max(self._peak_bytes, component.executor.stats.peak_bytes + others)
+            most, planned = component.executor.stats.peak_bytes, component.executor.plan.peak_bytes
+            used = most if most > self._most.get(component.name, 0) else min(most, planned)
+            self._most[component.name] = most
+            self._peak_bytes = max(self._peak_bytes, used + others)
         if self.program and self.program[-1][:2] == (component.name, entry):
             name, method, times = self.program[-1]
             self.program = (*self.program[:-1], (name, method, times + 1))
@@ -452,10 +488,15 @@ def _steps(trace: Trace) -> list[tuple[str, Any, Any]]:
     return [(call.name, call.reads, call.writes) for call in trace.calls]
 
 
+def _names(model: nn.Module) -> frozenset[str]:
+    return frozenset(name for name, _ in named_tensors(model))
+
+
 def _weight_bytes(models: Iterable[nn.Module]) -> int:
-    """The bytes of the seats of all weights of all models, each storage once."""
-    storages = [t.untyped_storage() for model in models for _, t in named_tensors(model)]
-    return sum({storage._cdata: aligned(storage.nbytes()) for storage in storages}.values())
+    """The bytes of the seats of all weights of all models, tied ones once."""
+    tensors = [tensor for model in models for _, tensor in named_tensors(model)]
+    places = {(t.untyped_storage()._cdata, t.storage_offset()): t.nbytes for t in tensors}
+    return sum(map(aligned, places.values()))
 
 
 def _device_of(wanted: Any) -> torch.device:
@@ -481,6 +522,18 @@ class _Called(StandIn):
     def original(self) -> Callable[..., Any]:
         """The method that this one stands in for."""
         return self._method()
+
+    def uncover(self) -> None:
+        """Put back what was there before."""
+        if self._own is None:
+            del vars(self._module)[self.name]
+        else:
+            vars(self._module)[self.name] = self._own
+
+    def cover_with(self, outermost: Any) -> None:
+        """Stand in for what is there now; the model holds `outermost`: this, or what a user has put around it."""
+        self._own = vars(self._module).get(self.name)
+        vars(self._module)[self.name] = outermost
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.is_removed:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import taskgraph_offload as tgo
+from taskgraph_offload.runtime.hooks import Hooks
 
 from .. import models
 from ..running import DEVICE, assert_within_budget, plainly
@@ -305,3 +306,110 @@ def test_a_settings_file_has_the_budget_and_what_each_component_wants(tmp_path: 
         tgo.offload(given, 12, settings=file, device=DEVICE)
     with pytest.raises(tgo.SettingsError, match="how much memory"):
         tgo.offload(given, device=DEVICE)
+
+
+def test_another_shape_of_the_same_size_is_traced_anew() -> None:
+    torch.manual_seed(0)
+    model = nn.MultiheadAttention(32, 4, batch_first=True).eval().requires_grad_(False)
+    many, long = torch.randn(64, 16, 32).to(DEVICE), torch.randn(1, 1024, 32).to(DEVICE)
+    with tgo.offload({"attention": model}, "100%", device=DEVICE, machine="cpu") as run:
+        model(many, many, many)
+        before = run.plan.trace.activation_bytes
+        model(long, long, long)
+        assert run.plan.trace.activation_bytes > 2 * before
+
+
+def test_a_wrapper_that_a_user_puts_on_a_method_runs_once() -> None:
+    model: Any = blocks()
+    with plainly(model):
+        wanted = 2 * model(x().to(DEVICE))
+    run = tgo.offload(model, "50%", device=DEVICE)
+    inner = model.forward
+    model.forward = lambda *args, **kwargs: 2 * inner(*args, **kwargs)
+    for _ in range(2):
+        assert torch.equal(model(x().to(DEVICE)), wanted)
+    assert torch.equal(model(x(300).to(DEVICE))[:8].cpu(), model(x(300)[:8].to(DEVICE)).cpu())
+    run.detach()
+
+
+def test_a_component_that_calls_another_one_is_refused_by_name() -> None:
+    class Outer(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.own, self.held = blocks(), [inner]
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.own(self.held[0](x))
+            return found
+
+    inner = blocks()
+    given = {"outer": Outer(inner).eval(), "inner": inner}
+    with tgo.offload(given, "60%", device=DEVICE):
+        with pytest.raises(tgo.TraceError, match=r"outer.forward calls inner.forward, another component"):
+            given["outer"](x().to(DEVICE))
+        assert inner(x().to(DEVICE)).shape == (8, 32)
+
+
+def test_models_without_weights_and_methods_that_read_none_just_run() -> None:
+    class Texts(nn.Sequential):
+        def decode(self, tokens: list[int]) -> str:
+            return " ".join(map(str, tokens))
+
+    texts = Texts(nn.Linear(32, 32)).eval()
+    given = {"upsample": nn.Upsample(scale_factor=2), "texts": texts}
+    with tgo.offload(given, "100%", device=DEVICE) as run:
+        assert given["upsample"](torch.ones(1, 1, 4, 4)).shape == (1, 1, 8, 8)
+        assert texts.decode([1, 2]) == "1 2"
+        texts(x().to(DEVICE))
+        assert list(run.plans) == ["texts"]
+
+
+def test_modules_that_come_and_go_are_homes_of_another_model() -> None:
+    model: Any = blocks()
+    with tgo.offload(model, "50%", device=DEVICE) as run:
+        model(x().to(DEVICE))
+        with torch.no_grad():
+            model[2] = nn.Sequential(model[2], nn.Linear(32, 32))
+        run.replan("60%")
+        found = model(x().to(DEVICE))
+    with plainly(model):
+        assert torch.equal(found, model(x().to(DEVICE)))
+
+
+def test_a_part_that_is_called_alone_takes_the_device_back() -> None:
+    given = two()
+    with tgo.offload(given, "40%", device=DEVICE):
+        both(given)
+        part: Any = given["one"]
+        alone = part[2](x().to(DEVICE))
+        assert torch.equal(alone, part[2](x().to(DEVICE)))
+    with plainly(part):
+        assert torch.equal(alone, part[2](x().to(DEVICE)))
+
+
+@pytest.mark.parametrize("after", range(3))
+def test_an_interrupt_while_hooks_change_is_mended_by_the_next_call(
+    monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    model: Any = blocks()
+    with plainly(model):
+        wanted = model(x(300).to(DEVICE))
+    with tgo.offload(model, "50%", device=DEVICE) as run:
+        model(x().to(DEVICE))
+        left, watch = [after], Hooks.wrap_inside
+
+        def interrupted(self: Hooks, *args: Any) -> None:
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            watch(self, *args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Hooks, "wrap_inside", interrupted)
+            for _ in range(2):
+                try:
+                    model(x(300).to(DEVICE))
+                except KeyboardInterrupt:
+                    break
+        assert torch.equal(model(x(300).to(DEVICE)), wanted)
+        assert run.stats.peak_bytes
