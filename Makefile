@@ -35,7 +35,8 @@ test-all: $(INSTALLED)
 
 # The tests that depend on the device. What is left out there is listed at the end, with its reason.
 GPU_TESTS := tests/simulated_gpu tests/devices/test_cuda*.py tests/runtime/test_attaching.py \
-	tests/runtime/test_executor*.py tests/runtime/test_spills.py tests/runtime/test_unread_weights.py
+	tests/runtime/test_executor*.py tests/runtime/test_offload.py tests/runtime/test_pipelines.py \
+	tests/runtime/test_spills.py tests/runtime/test_unread_weights.py
 
 test-gpu: $(INSTALLED)
 	TEST_DEVICE=cuda $(BIN)/python -m tests.simulated_gpu -m pytest -p tests.simulated_gpu.plugin -rs -m "not slow" \

@@ -22,7 +22,7 @@ from . import strategies
 from .assemble import make_plan, unproved_plan
 from .bound import smallest_budget_without_stall
 from .calibrate import measured_machine, measured_trace, with_seconds_of
-from .capture import capture
+from .capture import capture, read_inputs
 from .compare import Choice, budgets_between, compare, sweep
 from .strategies import Request
 
@@ -62,7 +62,7 @@ class Planner:
         **options: Any,
     ) -> None:
         self._settle(budget_gb, strategy, machine, options)
-        self._model, self._inputs, self._entry, self._blocks = model, inputs, entry, blocks
+        self.model, self._inputs, self._entry, self._blocks = model, inputs, entry, blocks
 
     @classmethod
     def from_settings(
@@ -110,10 +110,16 @@ class Planner:
         self._latest: Plan | None = None  # what `plan` gave last
         self._incumbent: Plan | None = None  # the plan to beat, with measured costs
 
+    @property
+    def inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of the call that is planned: positional ones, and those by keyword."""
+        given = read_inputs(self._inputs)
+        return given.args, dict(given.kwargs or {})
+
     @cached_property
     def trace(self) -> Trace:
         """What the model's forward needs; captured when first asked for."""
-        return capture(self._model, self._inputs, entry=self._entry, blocks=self._blocks, on_cpu=self._runs_on_cpu)
+        return capture(self.model, self._inputs, entry=self._entry, blocks=self._blocks, on_cpu=self._runs_on_cpu)
 
     @property
     def _runs_on_cpu(self) -> bool:

@@ -62,13 +62,19 @@ def read_settings(path: str | os.PathLike[str], component: str | None = None) ->
     Traceback (most recent call last):
     taskgraph_offload.errors.SettingsError: ...offload.yaml: line 2: unknown machine 'rtx9999'; known are rtx3060, ...
     """
+    everyone, components = read_all_settings(path)
+    if component is None:
+        return everyone
+    if component not in components:
+        known = ", ".join(components) or "none"
+        raise SettingsError(f"settings file {os.fspath(path)}: no component {component!r}; there are {known}")
+    return components[component]
+
+
+def read_all_settings(path: str | os.PathLike[str]) -> tuple[Settings, dict[str, Settings]]:
+    """The settings for all, and those of each component that the file names."""
     try:
-        everyone, components = _settings(read_strictly(Path(path)))
-        if component is None:
-            return everyone
-        if component not in components:
-            raise SettingsError(f"no component {component!r}; there are {', '.join(components) or 'none'}")
-        return components[component]
+        return _settings(read_strictly(Path(path)))
     except Refusal as error:
         accepted = ", ".join(_accepted_keys(error.inside))
         raise SettingsError(f"settings file {os.fspath(path)}: {error}; accepted keys are {accepted}") from None

@@ -18,6 +18,7 @@ from .nouns.trace import Trace
 from .offload import detach, offload
 from .plan.plan import Bound, Plan
 from .runtime.executor import Executor
+from .runtime.run import Run
 
 if TYPE_CHECKING:
     from . import viz
@@ -34,6 +35,7 @@ __all__ = [
     "Plan",
     "PlanError",
     "Planner",
+    "Run",
     "SettingsError",
     "Sweep",
     "Task",

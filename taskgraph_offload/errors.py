@@ -27,6 +27,10 @@ class TraceError(OffloadError):
     """The model could not be traced."""
 
 
+class NothingReadError(TraceError):
+    """The method reads no weight, so there is nothing to plan."""
+
+
 class PlanError(OffloadError):
     """A plan is unsafe, unreadable, or made for another model."""
 

@@ -2,56 +2,99 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from torch import nn
 
-from .errors import ExecutionError, SettingsError
+from .errors import ExecutionError, SettingsError, shown
+from .nouns.budget import parse_budget
+from .nouns.trace import Trace
+from .nouns.weights import named_tensors
+from .plan.plan import Plan
 from .runtime.executor import Executor, attached_to
+from .runtime.run import Part, Run, run_of
+
+EXECUTOR_ARGUMENTS = ("device", "link_bytes_per_second", "lazy", "preload")
 
 
-def offload(model: nn.Module, budget_gb: float | str, **arguments: Any) -> Executor:
-    """Plan for a budget and attach the plan; `arguments` are those of `Planner` and of `Executor`.
+def offload(
+    target: Any,
+    budget_gb: float | str | None = None,
+    *,
+    inputs: Any = None,
+    settings: str | os.PathLike[str] | None = None,
+    components: Mapping[str, Mapping[str, Any]] | None = None,
+    exclude: Collection[str] = (),
+    **arguments: Any,
+) -> Run:
+    """Offload a model, a dict of models, or a pipeline; `arguments` are those of `Planner` and of `Executor`.
 
-    If a plan is attached to the model already, the new one replaces it. If there is an error, the old plan stays.
+    Each model of the target is planned when it is first called, for what it is called with, and again when a call needs
+    more memory; with `inputs`, the only one is planned for them and attached at once. All models share the budget:
+    whoever is called gets what it needs, and the others give memory back.
+
+    `components` has arguments of single models, by name: `{"vae": {"strategy": "resident"}}`. `settings` is a file with
+    all of this (see `planner.settings`); what is given here comes first. Models named in `exclude` are left alone.
+
+    If a plan is attached to the target already, the new one replaces it. If there is an error, the old plan stays.
 
     >>> import torch
-    >>> model, x = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(8))), torch.ones(1, 64)
-    >>> run = offload(model, "50%", inputs=(x,), device="cpu")
-    >>> y = model(x)
+    >>> models = {name: torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(8))) for name in ("one", "other")}
+    >>> run = offload(models, "50%", device="cpu")
+    >>> y = models["other"](models["one"](torch.ones(1, 64)))
+    >>> run.program
+    (('one', 'forward', 1), ('other', 'forward', 1))
     >>> run.detach()
     """
-    import taskgraph_offload as tgo
-
-    names = ("device", "link_bytes_per_second", "lazy", "preload")
-    ours = {key: arguments.pop(key) for key in names if key in arguments}
-    if str(ours.get("device", "")).startswith(("cpu", "checked")):
-        arguments.setdefault("machine", "cpu")
-    before = _replaceable(model) if isinstance(model, nn.Module) else {}
-    for executor in before:
-        executor.detach()
+    ours = {key: arguments.pop(key) for key in EXECUTOR_ARGUMENTS if key in arguments}
+    models = components_of(target)
+    _check_names(models, components or {}, "components=")
+    _check_names(models, exclude, "exclude=")
+    models = {
+        name: model for name, model in models.items() if name not in exclude and (not name or _has_weights(model))
+    }
+    if not models:
+        raise SettingsError(f"nothing of this {type(target).__name__} is left to offload: the rest holds no weights")
+    if inputs is not None and (len(models) > 1 or not isinstance(target, nn.Module)):
+        raise SettingsError(
+            f"inputs= is for one model, and a {type(target).__name__} holds {len(models)}: leave it out, each model is "
+            "planned for what it is called with"
+        )
+    from_file = {} if settings is None else _settings_of(settings, models)
+    if budget_gb is None:
+        budget_gb = from_file.get("", {}).get("budget_gb")
+    if budget_gb is None:
+        raise SettingsError("how much memory? Give a budget, as in budget_gb=12, or a settings file that has one")
+    on_cpu = {"machine": "cpu"} if str(ours.get("device", "")).startswith(("cpu", "checked")) else {}
+    plannings, parts = dict[str, _Planning](), dict[str, Part]()
+    for name, model in models.items():
+        own = {
+            **on_cpu,
+            **from_file.get("", {}),
+            **from_file.get(name, {}),
+            **arguments,
+            **(components or {}).get(name, {}),
+        }
+        own.pop("budget_gb", None)
+        plannings[name] = _Planning(model, budget_gb, own)
+        parts[name] = Part(model, plannings[name], (own["entry"],) if "entry" in own else ())
+    attached = [_Attached(part) for part in _replaceable(models)]
+    for before in attached:
+        before.part.detach()
+    run = Run(parts, parse_budget(budget_gb), **ours)
     try:
-        return Executor(model, tgo.Planner(model, budget_gb, **arguments).plan(), **ours).attach()
+        run.attach()
+        if inputs is not None:
+            (planning,) = plannings.values()
+            run.prepare(*planning.call_with(inputs))
+        return run
     except BaseException:
-        for executor, is_paused in before.items():
-            executor.attach()
-            if is_paused:
-                executor.pause()
+        run.detach()
+        for before in attached:
+            before.put_back()
         raise
-
-
-def _replaceable(model: nn.Module) -> dict[Executor, bool]:
-    """What is attached to a model or to parts of it, and whether it is paused. It must not be more than the model."""
-    parts = set(model.modules())
-    found = attached_to(model)
-    for executor in found:
-        if executor.model not in parts:
-            raise ExecutionError(
-                f"this {type(model).__name__} is part of a {type(executor.model).__name__} that is attached: detach "
-                "that model first, with taskgraph_offload.detach(model)"
-            )
-    return {executor: executor.is_paused for executor in found}
 
 
 def detach(target: Any) -> None:
@@ -64,16 +107,115 @@ def detach(target: Any) -> None:
     >>> _ = offload(model, "50%", inputs=(x,), device="cpu")
     >>> detach(model)
     """
-    models = _models_of(target)
-    if not models:
-        raise SettingsError(f"a {type(target).__name__} holds no model; give a torch.nn.Module, a dict or a pipeline")
-    for model in models:
-        for executor in attached_to(model):
-            executor.detach()
+    for part in _attached(components_of(target)):
+        part.detach()
 
 
-def _models_of(target: Any) -> list[nn.Module]:
+def components_of(target: Any) -> dict[str, nn.Module]:
+    """The models of a pipeline, of a dict or of any object, by name. Those that are inside of another one are left out.
+
+    >>> components_of({"unet": nn.Linear(1, 1), "scheduler": None})
+    {'unet': Linear(in_features=1, out_features=1, bias=True)}
+    """
     if isinstance(target, nn.Module):
-        return [target]
-    held = target.values() if isinstance(target, Mapping) else getattr(target, "__dict__", {}).values()
-    return [value for value in held if isinstance(value, nn.Module)]
+        return {"": target}
+    held = target if isinstance(target, Mapping) else getattr(target, "components", None)
+    if not isinstance(held, Mapping):
+        held = getattr(target, "__dict__", {})
+    models = {str(name): value for name, value in held.items() if isinstance(value, nn.Module)}
+    inner = {module for model in models.values() for module in model.modules() if module is not model}
+    found: dict[str, nn.Module] = {}
+    for name, model in models.items():
+        if model not in inner and model not in found.values():
+            found[name] = model
+    if not found:
+        raise SettingsError(f"a {type(target).__name__} holds no model; give a torch.nn.Module, a dict or a pipeline")
+    return found
+
+
+class _Planning:
+    """The planner of one model, as a run asks for it. `arguments` are those of `Planner`, which are checked here."""
+
+    def __init__(self, model: nn.Module, budget_gb: float | str, arguments: dict[str, Any]) -> None:
+        import taskgraph_offload as tgo
+
+        self._model, self._planner = model, tgo.Planner
+        machine = tgo.Planner(model, budget_gb, **arguments).machine
+        self._arguments = {**arguments, "machine": machine}
+        self._of_traces = {key: value for key, value in self._arguments.items() if key not in ("blocks", "entry")}
+
+    def call_with(self, inputs: Any) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+        """The call that a user describes by its inputs: the method, its arguments and those by keyword."""
+        return self._arguments.get("entry", "forward"), *self._planner(self._model, "100%", inputs=inputs).inputs
+
+    def trace(self, model: nn.Module, entry: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Trace:
+        """What one call needs."""
+        arguments = {**self._arguments, "entry": entry}
+        return self._planner(model, "100%", inputs=(args, dict(kwargs)), **arguments).trace
+
+    def plan(self, trace: Trace, budget_bytes: int, reserved_bytes: int) -> Plan:
+        """A plan for a trace. `reserved_bytes` stay free besides, for calls that need more."""
+        margin = self.margin_bytes(trace) + reserved_bytes
+        arguments = {**self._of_traces, "margin": f"{margin}B" if margin else 0}
+        return self._planner.for_trace(trace, f"{budget_bytes}B", **arguments).plan()
+
+    def margin_bytes(self, trace: Trace) -> int:
+        """What the device needs for itself."""
+        return self._planner.for_trace(trace, "100%", **self._of_traces).margin_bytes
+
+
+def _settings_of(path: str | os.PathLike[str], models: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
+    """The arguments that a settings file gives, for all models under "", and for each one that it names."""
+    from .planner.settings import read_all_settings
+
+    everyone, components = read_all_settings(path)
+    _check_names(models, components, f"settings file {os.fspath(path)}")
+    given = {name: each.arguments() for name, each in components.items()}
+    return given | {"": {**everyone.arguments(), "budget_gb": everyone.budget}}
+
+
+def _has_weights(model: nn.Module) -> bool:
+    return next(named_tensors(model), None) is not None
+
+
+def _check_names(models: Mapping[str, nn.Module], names: Iterable[str], where: str) -> None:
+    for name in names:
+        if name not in models:
+            known = ", ".join(models) if "" not in models else "none: it is one model"
+            raise SettingsError(f"{where}: no component {shown(name)}; there are {known}")
+
+
+class _Attached:
+    """What was attached before, as it was."""
+
+    def __init__(self, part: Executor | Run) -> None:
+        self.part, self._is_paused = part, part.is_paused
+
+    def put_back(self) -> None:
+        """Attach it again."""
+        self.part.attach()
+        if self._is_paused:
+            self.part.pause()
+
+
+def _attached(models: Mapping[str, nn.Module]) -> list[Executor | Run]:
+    """The runs, and the executors that belong to no run, that are attached to these models or to parts of them."""
+    runs = dict.fromkeys(run for model in models.values() for run in run_of(model))
+    theirs = {executor for run in runs for executor in run.executors.values()}
+    alone = dict.fromkeys(executor for model in models.values() for executor in attached_to(model))
+    return [*runs, *(executor for executor in alone if executor not in theirs)]
+
+
+def _replaceable(models: Mapping[str, nn.Module]) -> list[Executor | Run]:
+    """What is attached to these models or to parts of them. It must not be attached to more than them."""
+    parts = {module for model in models.values() for module in model.modules()}
+    found = _attached(models)
+    asked = ", ".join(type(model).__name__ for model in models.values())
+    for one in found:
+        theirs = one.models if isinstance(one, Run) else {"": one.model}
+        if not parts.issuperset(theirs.values()):
+            held = " and ".join(name or f"a {type(model).__name__}" for name, model in theirs.items())
+            raise ExecutionError(
+                f"this {asked} is part of {held} that is attached: detach that first, with taskgraph_offload.detach"
+            )
+    return found

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from taskgraph_offload.errors import OffloadError, SettingsError, TraceError, shown
+from taskgraph_offload.errors import NothingReadError, OffloadError, SettingsError, TraceError, shown
 from taskgraph_offload.foreign import refuse_foreign_hooks
 from taskgraph_offload.nouns.trace import Trace
 
@@ -109,7 +109,7 @@ def _recording(
 
 def _check_use(model: nn.Module, entry: str, records: Sequence[Record]) -> None:
     if not any(map(attrgetter("uses_weights"), records)):
-        raise TraceError(
+        raise NothingReadError(
             f"{type(model).__name__}.{entry} was run, and read no weight: is it a generator, or does it run in another "
             "thread? Give the method that does the work when it is called, as in entry='forward'"
         )

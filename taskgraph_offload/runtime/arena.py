@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from ..devices.base import Device
 from ..nouns.graph import Task
-from ..plan.plan import Plan
+from ..plan.plan import Plan, inner_offsets
 from .copies import Bytes, Copier, Copy, Lanes
 from .homes import Homes
 from .needs import Need, Range
@@ -281,10 +281,11 @@ class Arena:
         key = bundle, start, stop
         if key not in self._made_pieces:
             offset = self._plan.bundles[bundle].offset
+            offsets = inner_offsets(self._plan.bundles[bundle].weights, self._plan.trace)
             with _disable_current_modes():  # modes that watch the model's operators must not see ours
                 seats = self.memory[offset : offset + self._plan.sizes[bundle]]
                 self._made_pieces[key] = [
-                    (seats[first:last], home) for first, last, home in self._homes.pieces(bundle, start, stop)
+                    (seats[first:last], home) for first, last, home in self._homes.pieces(offsets, start, stop)
                 ]
         return self._made_pieces[key]
 

@@ -86,9 +86,12 @@ class Edits:
         weights = homes.weights.values()
         self._still = [home for home in weights if home.name not in changed_here]
         self._changing = [(home, shown) for home in weights if home.name in changed_here for shown in home.tensors]
+        groups: dict[str, list[WeightHome]] = {}
+        for home in self._still:
+            groups.setdefault(home.group, []).append(home)
         self._samples = {
-            ("bundle", bundle): _sample(words, [home for home in self._still if home.bundle == bundle])
-            for bundle, words in ((bundle, memory.words) for bundle, memory in homes.memories.items())
+            group: _sample_of(here[0]) if here[0].moved else _sample(homes.memories[group].words, here)
+            for group, here in groups.items()
         }
         self._changed: set[str] = set()  # what the next forward will be told
         self._list_tensors()
@@ -147,7 +150,7 @@ class Edits:
                 problems.append(error)
                 continue
             self._changed.add(home.name)
-            self._samples["weight", home.name] = _sample_of(home)
+            self._samples[home.group] = _sample_of(home)
         if self._homes.moves != moves:
             self._list_tensors()
         if problems:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ExitStack, suppress
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
 from typing import Any
 from warnings import warn
@@ -22,7 +21,7 @@ from ..nouns.timeline import Timeline
 from ..nouns.weights import check_model
 from ..plan.plan import Plan
 from .conductor import Conductor
-from .copies import Slots, copies_by_slot
+from .copies import copies_by_slot
 from .edits import Edits
 from .forwards import Forwards
 from .homes import HomeMemory, Homes
@@ -90,6 +89,9 @@ class Executor:
         self.stats = Stats()
         self._device_wanted, self._link, self._lazy = device, link_bytes_per_second, lazy
         self._preload = preload
+        self.wakes: Callable[[], None] | None = (
+            None  # called where a forward begins during a pause; without it, an error
+        )
         self._timeline: Timeline | None = None
         self._finalizer: finalize[[Device[Any], Mapping[str, HomeMemory]], Executor] | None = None
         self._clear()
@@ -102,6 +104,7 @@ class Executor:
         self._forwards: Forwards | None = None
         self._conductor: Conductor | None = None
         self._paused = False
+        self.is_hooked = False  # whether the hooks of the plan are on the model, all of them
         if self._finalizer is not None:
             self._finalizer.detach()
         self._finalizer = None
@@ -141,6 +144,45 @@ class Executor:
             if self._model_device is not None:
                 steps.callback(self._model_device.remove)
 
+    def follow(self, plan: Plan) -> None:
+        """Follow another plan of the same model from now on. The weights stay in their homes.
+
+        If there is an error, this goes on with the plan that it has.
+        """
+        check_model(plan.trace, self.model)
+        plan.verify()
+        self._refuse_while_running("follow another plan")
+        self._require_attached()
+        self._end_conductor()
+        before, self.plan = self.plan, plan
+        try:
+            self._put_hooks()
+            if not self._paused:
+                self._take_memory()
+        except BaseException:
+            self._end_conductor()
+            self.plan = before
+            self._put_hooks()
+            raise
+
+    @contextmanager
+    def unhooked(self) -> Iterator[None]:
+        """The model without hooks, and with all weights at home, so that it can be traced. No forward may run."""
+        self._refuse_while_running("trace")
+        self._require_attached()
+        assert self._device is not None
+        assert self._hooks is not None
+        assert self._model_device is not None
+        self._end_conductor()
+        self.is_hooked = False
+        self._hooks.remove()
+        self._model_device.remove()
+        try:
+            yield
+        finally:
+            self._put_hooks()
+            self._model_device = ModelDevice(self.model, self._device.device)
+
     def pause(self) -> None:
         """Move everything home and free the device's memory, until `resume`. So several executors can take turns."""
         self._refuse_while_running("pause")
@@ -153,6 +195,11 @@ class Executor:
         self._require_attached()
         self._paused = False
         self._take_memory()
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether the plan is attached to the model."""
+        return self._device is not None
 
     @property
     def is_paused(self) -> bool:
@@ -183,18 +230,28 @@ class Executor:
         if wanted is None or isinstance(wanted, str | torch.device):
             wanted = open_device(wanted, self._link)
         device = self._device = wanted
-        device.expect(self.plan.machine, {call.name: call.cost(self.plan.machine) for call in self.plan.trace.calls})
         device.begin()
-        _warn_if_libraries_do_not_fit(self.plan, device)
         self._homes = Homes(self.model, self.plan, device)
         self._finalizer = finalize(self, _let_go, device, self._homes.memories)
         self._finalizer.atexit = False
+        self._put_hooks()
+        self._model_device = ModelDevice(self.model, device.device)
+
+    def _put_hooks(self) -> None:
+        """Take off the hooks of the plan before, and put on those of the plan."""
+        assert self._device is not None
+        assert self._homes is not None
+        machine, calls = self.plan.machine, self.plan.trace.calls
+        self._device.expect(machine, {call.name: call.cost(machine) for call in calls})
+        _warn_if_libraries_do_not_fit(self.plan, self._device)
+        self.is_hooked = False
+        if self._hooks is not None:
+            self._hooks.remove()
         needs, entry = Needs(self.model, self.plan, self._homes), self.plan.trace.entry
-        self._needs, self._inside = needs, Inside()
+        self._needs, self._inside, self._slots = needs, Inside(), copies_by_slot(self.plan)
         self._edits = Edits(self._homes, needs.changed)
         self._forwards = Forwards(needs.entries, self._edits, self._ready)
         self._hooks = Hooks(self.model, self, Reach(self._forwards.reach, self._forwards.inputs))
-        calls = self.plan.trace.calls
         self._hooks.watch(dict.fromkeys(n for call in calls for n in (call.boundary.module, call.block) if n))
         self._hooks.watch((name for name in needs.on_demand if name), self._forwards.returned)
         for method in dict.fromkeys((entry, "forward")):
@@ -202,14 +259,12 @@ class Executor:
         for module in needs.entries:
             self._hooks.wrap_entry(module, "forward", self._forwards.run, planned=True)
         self._hooks.wrap_inside({name: () for name in needs.on_demand if name} | needs.blocks_of, self._inside)
-        self._model_device = ModelDevice(self.model, device.device)
-
-    @cached_property
-    def _slots(self) -> tuple[Slots, Slots, Slots]:
-        return copies_by_slot(self.plan)
+        self.is_hooked = True
 
     def _ready(self) -> Conductor:
         """The conductor for the forward that is about to begin."""
+        if self._paused and self.wakes is not None:
+            self.wakes()
         if self._paused:
             raise ExecutionError("this executor is paused; call resume() before the model")
         assert self._device is not None

@@ -1,8 +1,10 @@
 """Homes: the host memory where weights are when they are not on the device.
 
-Every bundle has one home of exactly its size, so that one copy brings it. A weight that no call of the plan reads has a
-home of its own. Weights move in one by one, and each original is freed at once, so the host never holds much more than
-the model once. This module knows bytes and tensors; it never decides when a weight is copied.
+Weights that travel together lie together, so that one copy brings them: the homes are laid out for the bundles of one
+plan. A weight that no call of that plan reads has a home of its own. Other plans of the same model run over the same
+homes, and their bundles may take more copies. Weights move in one by one, and each original is freed at once, so the
+host never holds much more than the model once. This module knows bytes and tensors; it never decides when a weight is
+copied.
 """
 
 from __future__ import annotations
@@ -87,15 +89,13 @@ class GivenMemory(Slab):
 
 @dataclass(eq=False)
 class WeightHome:
-    """The home of one weight: its bytes in the home of its bundle, and the tensors that show it.
+    """The home of one weight: its bytes in the memory of a `group`, and the tensors that show it.
 
-    `planned`: a call of the plan reads the weight; if not, it is alone in its `bundle`. `moved`: the user gave the
-    weight other memory, which is its home now.
+    `moved`: the user gave the weight other memory, which is its home now, and a group of its own.
     """
 
     name: str
-    bundle: str
-    planned: bool
+    group: str
     offset: int
     tensors: list[WeightTensor]
     memory: Tensor
@@ -112,38 +112,38 @@ class Homes:
 
     def __init__(self, model: nn.Module, plan: Plan, device: Device[Any]) -> None:
         check_model(plan.trace, model)
-        self._device, self._plan = device, plan
-        self.memories: dict[str, HomeMemory] = {}  # by bundle
+        self._device = device
+        self.memories: dict[str, HomeMemory] = {}  # by group
         self.weights: dict[str, WeightHome] = {}
         self.moves = 0
         try:
-            self._move_in(tensors_of_weights(model, plan.trace.weights))
+            self._move_in(plan, tensors_of_weights(model, plan.trace.weights))
         except BaseException:
             self.give_back()
             raise
-
-    @property
-    def unread(self) -> Iterator[WeightHome]:
-        """The weights that no call of the plan reads."""
-        return (home for home in self.weights.values() if not home.planned)
 
     def tensors(self) -> Iterator[WeightTensor]:
         """Every tensor of every weight."""
         return (shown for home in self.weights.values() for shown in home.tensors)
 
-    def pieces(self, bundle: str, start: int, stop: int) -> Iterator[tuple[int, int, Tensor]]:
-        """Where the bytes of a bundle are at home, as (first, last, memory), in order."""
-        memory = self.memories[bundle].memory
-        moved = [home for home in self.weights.values() if home.moved and home.bundle == bundle and home.memory.nbytes]
-        for home in sorted(moved, key=lambda home: home.offset):
-            first, last = max(start, home.offset), min(stop, home.offset + home.memory.nbytes)
+    def pieces(self, offsets: Mapping[str, int], start: int, stop: int) -> Iterator[tuple[int, int, Tensor]]:
+        """Where the bytes of a bundle are at home, as (first, last, memory), in order.
+
+        `offsets` are those of its weights. What lies next to each other in the bundle and at home is one piece.
+        """
+        pieces: list[
+            tuple[str, int, int, int]
+        ] = []  # group, first and last byte of the bundle, first byte of the group
+        for name, offset in offsets.items():
+            home = self.weights[name]
+            first, last = max(start, offset), min(stop, offset + home.memory.nbytes)
             if first < last:
-                if start < first:
-                    yield start, first, memory[start:first]
-                yield first, last, home.memory[first - home.offset : last - home.offset]
-                start = last
-        if start < stop or not moved:
-            yield start, stop, memory[start:stop]
+                place = home.offset + first - offset
+                if pieces and pieces[-1][0] == home.group and place - pieces[-1][3] == first - pieces[-1][1]:
+                    _, first, _, place = pieces.pop()
+                pieces.append((home.group, first, last, place))
+        for group, first, last, place in pieces:
+            yield first, last, self.memories[group].memory[place : place + last - first]
 
     def give_back(self) -> None:
         """Put every tensor back on the device where it was found. Tensors of the CPU keep their home as memory.
@@ -175,8 +175,8 @@ class Homes:
             else:
                 shown.settle(shown.view_of(slab.memory))
                 tensor.data = shown.home
-            self.memories[_moved(home.name)], home.memory = slab, slab.memory
-        if not home.planned:
+            home.group, home.offset, home.memory = _moved(home.name), 0, slab.memory
+            self.memories[home.group] = slab
             shown.seat = shown.home
         home.moved = True
         self.moves += 1
@@ -204,23 +204,21 @@ class Homes:
             self._device.synchronize()
             self.memories.pop(_moved(name)).unpin(self._device)
 
-    def _move_in(self, tensors: Mapping[str, list[WeightTensor]]) -> None:
-        """Copy all weights to their homes, bundle by bundle."""
-        trace, since_trim = self._plan.trace, 0
-        bundles = {name: bundle.weights for name, bundle in self._plan.bundles.items()}
-        bundles |= {_unread(name): (name,) for name in trace.weights if name not in self._plan.seats}
-        for bundle, names in reported("bundles of weights moved to their homes", list(bundles.items())):
-            offsets = inner_offsets(names, trace)
-            slab = Slab(max((offsets[name] + trace.weights[name].nbytes for name in names), default=0))
+    def _move_in(self, plan: Plan, tensors: Mapping[str, list[WeightTensor]]) -> None:
+        """Copy all weights to their homes, group by group."""
+        weights, since_trim = plan.trace.weights, 0
+        groups = {name: bundle.weights for name, bundle in plan.bundles.items()}
+        groups |= {f"{name}, not planned": (name,) for name in weights if name not in plan.seats}
+        for group, names in reported("bundles of weights moved to their homes", list(groups.items())):
+            offsets = inner_offsets(names, plan.trace)
+            slab = Slab(max((offsets[name] + weights[name].nbytes for name in names), default=0))
             for name, offset in offsets.items():
-                memory = bytes_of(slab.memory.numpy(), offset, trace.weights[name].nbytes)
-                home = self.weights[name] = WeightHome(
-                    name, bundle, name in self._plan.seats, offset, tensors[name], memory
-                )
-                for shown in home.tensors:
-                    _move_in(shown, home.memory)
+                memory = bytes_of(slab.memory.numpy(), offset, weights[name].nbytes)
+                self.weights[name] = WeightHome(name, group, offset, tensors[name], memory)
+                for shown in tensors[name]:
+                    _move_in(shown, memory)
             slab.pin(self._device)
-            self.memories[bundle] = slab
+            self.memories[group] = slab
             since_trim += slab.memory.nbytes
             if since_trim >= TRIM_EVERY:
                 since_trim = 0
@@ -258,13 +256,8 @@ def _move_in(shown: WeightTensor, memory: Tensor) -> None:
     shown.tensor.data = shown.home
 
 
-def _unread(name: str) -> str:
-    """The bundle of a weight that no call reads."""
-    return f"{name}, not planned"
-
-
 def _moved(name: str) -> str:
-    """The key of the memory of one weight that the user moved."""
+    """The group of one weight that the user moved."""
     return f"{name}, moved"
 
 

@@ -124,7 +124,7 @@ def owners(model: nn.Module) -> dict[str, Any]:
     found: dict[Any, str] = {}
     for name, module in model.named_modules():
         for hook in (*vars(module).values(), *module._forward_pre_hooks.values()):
-            if isinstance(hook, _Hook) or (isinstance(hook, StandIn) and not hook.is_removed):
+            if isinstance(hook, _Hook) or (isinstance(hook, StandIn) and hook.is_offloading and not hook.is_removed):
                 found.setdefault(hook.owner, name)
     return {name: owner for owner, name in found.items()}
 
@@ -137,7 +137,7 @@ class StandIn:
     A copy or a pickle of the module gets the original method back.
     """
 
-    is_offloading = True  # the planner refuses a model on which it sees this
+    is_offloading = True  # it belongs to an executor; the planner refuses a model on which it sees this
 
     def __init__(self, module: nn.Module, name: str, owner: object) -> None:
         self.name, self.owner = name, owner

@@ -151,6 +151,7 @@ def test_the_front_door_offers_exactly_the_public_names() -> None:
         "Plan",
         "PlanError",
         "Planner",
+        "Run",
         "SettingsError",
         "Sweep",
         "Task",
