@@ -62,7 +62,7 @@ class Planner:
         **options: Any,
     ) -> None:
         self._settle(budget_gb, strategy, machine, options)
-        self.model, self._inputs, self._entry, self._blocks = model, inputs, entry, blocks
+        self._model, self._inputs, self._entry, self._blocks = model, inputs, entry, blocks
 
     @classmethod
     def from_settings(
@@ -119,7 +119,7 @@ class Planner:
     @cached_property
     def trace(self) -> Trace:
         """What the model's forward needs; captured when first asked for."""
-        return capture(self.model, self._inputs, entry=self._entry, blocks=self._blocks, on_cpu=self._runs_on_cpu)
+        return capture(self._model, self._inputs, entry=self._entry, blocks=self._blocks, on_cpu=self._runs_on_cpu)
 
     @property
     def _runs_on_cpu(self) -> bool:

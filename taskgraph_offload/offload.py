@@ -13,8 +13,9 @@ from .nouns.budget import parse_budget
 from .nouns.trace import Trace
 from .nouns.weights import named_tensors
 from .plan.plan import Plan
+from .runtime.component import Part
 from .runtime.executor import Executor, attached_to
-from .runtime.run import Part, Run, run_of
+from .runtime.run import Run, run_of
 
 EXECUTOR_ARGUMENTS = ("device", "link_bytes_per_second", "lazy", "preload")
 
@@ -49,51 +50,38 @@ def offload(
     >>> run.detach()
     """
     ours = {key: arguments.pop(key) for key in EXECUTOR_ARGUMENTS if key in arguments}
-    models = components_of(target)
-    _check_names(models, components or {}, "components=")
-    _check_names(models, exclude, "exclude=")
-    models = {
-        name: model for name, model in models.items() if name not in exclude and (not name or _has_weights(model))
-    }
-    if not models:
-        raise SettingsError(f"nothing of this {type(target).__name__} is left to offload: the rest holds no weights")
+    models = _models_to_offload(target, components or {}, exclude)
     if inputs is not None and (len(models) > 1 or not isinstance(target, nn.Module)):
         raise SettingsError(
             f"inputs= is for one model, and a {type(target).__name__} holds {len(models)}: leave it out, each model is "
             "planned for what it is called with"
         )
-    from_file = {} if settings is None else _settings_of(settings, models)
-    if budget_gb is None:
-        budget_gb = from_file.get("", {}).get("budget_gb")
-    if budget_gb is None:
+    everyone, single = ({}, {}) if settings is None else _arguments_in(settings, models)
+    in_file = everyone.pop("budget_gb", None)
+    if (budget := in_file if budget_gb is None else budget_gb) is None:
         raise SettingsError("how much memory? Give a budget, as in budget_gb=12, or a settings file that has one")
-    on_cpu = {"machine": "cpu"} if str(ours.get("device", "")).startswith(("cpu", "checked")) else {}
-    plannings, parts = dict[str, _Planning](), dict[str, Part]()
-    for name, model in models.items():
-        own = {
-            **on_cpu,
-            **from_file.get("", {}),
-            **from_file.get(name, {}),
-            **arguments,
-            **(components or {}).get(name, {}),
-        }
-        own.pop("budget_gb", None)
-        plannings[name] = _Planning(model, budget_gb, own)
-        parts[name] = Part(model, plannings[name], (own["entry"],) if "entry" in own else ())
-    attached = [_Attached(part) for part in _replaceable(models)]
-    for before in attached:
-        before.part.detach()
-    run = Run(parts, parse_budget(budget_gb), **ours)
+    if str(ours.get("device", "")).startswith(("cpu", "checked")):
+        everyone = {"machine": "cpu", **everyone}
+    plannings = {
+        name: _Planning(
+            model, budget, {**everyone, **single.get(name, {}), **arguments, **(components or {}).get(name, {})}
+        )
+        for name, model in models.items()
+    }
+    before = [_Attached(one) for one in _replaceable(models)]
+    for one in before:
+        one.attached.detach()
+    parts = {name: Part(models[name], planning, (planning.entry,)) for name, planning in plannings.items()}
+    run = Run(parts, parse_budget(budget), **ours)
     try:
         run.attach()
-        if inputs is not None:
-            (planning,) = plannings.values()
-            run.prepare(*planning.call_with(inputs))
+        for planning in plannings.values() if inputs is not None else ():
+            run.prepare(planning.entry, *planning.call_with(inputs))
         return run
     except BaseException:
         run.detach()
-        for before in attached:
-            before.put_back()
+        for one in before:
+            one.put_back()
         raise
 
 
@@ -142,11 +130,12 @@ class _Planning:
         self._model, self._planner = model, tgo.Planner
         machine = tgo.Planner(model, budget_gb, **arguments).machine
         self._arguments = {**arguments, "machine": machine}
+        self.entry: str = arguments.get("entry", "forward")
         self._of_traces = {key: value for key, value in self._arguments.items() if key not in ("blocks", "entry")}
 
-    def call_with(self, inputs: Any) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
-        """The call that a user describes by its inputs: the method, its arguments and those by keyword."""
-        return self._arguments.get("entry", "forward"), *self._planner(self._model, "100%", inputs=inputs).inputs
+    def call_with(self, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments that a user describes as `inputs`: positional ones, and those by keyword."""
+        return self._planner(self._model, "100%", inputs=inputs).inputs
 
     def trace(self, model: nn.Module, entry: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Trace:
         """What one call needs."""
@@ -164,14 +153,28 @@ class _Planning:
         return self._planner.for_trace(trace, "100%", **self._of_traces).margin_bytes
 
 
-def _settings_of(path: str | os.PathLike[str], models: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
-    """The arguments that a settings file gives, for all models under "", and for each one that it names."""
+def _models_to_offload(target: Any, components: Iterable[str], exclude: Collection[str]) -> dict[str, nn.Module]:
+    """The models of a target that have weights, without those that the user leaves out."""
+    models = components_of(target)
+    _check_names(models, components, "components=")
+    _check_names(models, exclude, "exclude=")
+    wanted = {name: model for name, model in models.items() if name not in exclude}
+    found = {name: model for name, model in wanted.items() if not name or _has_weights(model)}
+    if not found:
+        raise SettingsError(f"nothing of this {type(target).__name__} is left to offload: the rest holds no weights")
+    return found
+
+
+def _arguments_in(
+    path: str | os.PathLike[str], models: Mapping[str, nn.Module]
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The arguments that a settings file gives for all models, with the budget, and those for single ones."""
     from .planner.settings import read_all_settings
 
     everyone, components = read_all_settings(path)
     _check_names(models, components, f"settings file {os.fspath(path)}")
-    given = {name: each.arguments() for name, each in components.items()}
-    return given | {"": {**everyone.arguments(), "budget_gb": everyone.budget}}
+    single = {name: each.arguments() for name, each in components.items()}
+    return {**everyone.arguments(), "budget_gb": everyone.budget}, single
 
 
 def _has_weights(model: nn.Module) -> bool:
@@ -188,14 +191,14 @@ def _check_names(models: Mapping[str, nn.Module], names: Iterable[str], where: s
 class _Attached:
     """What was attached before, as it was."""
 
-    def __init__(self, part: Executor | Run) -> None:
-        self.part, self._is_paused = part, part.is_paused
+    def __init__(self, attached: Executor | Run) -> None:
+        self.attached, self._was_paused = attached, attached.is_paused
 
     def put_back(self) -> None:
         """Attach it again."""
-        self.part.attach()
-        if self._is_paused:
-            self.part.pause()
+        self.attached.attach()
+        if self._was_paused:
+            self.attached.pause()
 
 
 def _attached(models: Mapping[str, nn.Module]) -> list[Executor | Run]:
