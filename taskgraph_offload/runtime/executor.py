@@ -89,9 +89,7 @@ class Executor:
         self.stats = Stats()
         self._device_wanted, self._link, self._lazy = device, link_bytes_per_second, lazy
         self._preload = preload
-        self.wakes: Callable[[], None] | None = (
-            None  # called where a forward begins during a pause; without it, an error
-        )
+        self.wakes: Callable[[], None] | None = None  # ends a pause where a forward begins; None: that is an error
         self._timeline: Timeline | None = None
         self._finalizer: finalize[[Device[Any], Mapping[str, HomeMemory]], Executor] | None = None
         self._clear()
