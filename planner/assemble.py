@@ -32,12 +32,13 @@ from typing import Any
 from taskgraph_offload.errors import BudgetError
 from taskgraph_offload.nouns.budget import readable
 from taskgraph_offload.nouns.graph import Task
+from taskgraph_offload.nouns.program import Program, lengthened, shortened
 from taskgraph_offload.nouns.trace import Trace
 from taskgraph_offload.plan.plan import ALIGNMENT, Bound, Bundle, Plan, aligned, span_bytes
 
 from . import strategies
 from .bound import bound
-from .strategies import FIXED, Infeasible, Problem, Request, Schedule, arena_bytes, place
+from .strategies import FIXED, Infeasible, Problem, Request, Schedule, arena_bytes, bundles_read, place
 
 _ROUNDS = 4  # a part that moves leaves a gap behind; that one closes, and others open
 _LEAST_BYTES = 2**20  # of a part
@@ -68,7 +69,20 @@ def unproved_plan(request: Request, budget_bytes: int) -> Plan:
     except Infeasible as infeasible:
         raise _too_small(request, budget_bytes, infeasible) from None
     plan = _assemble(request, budget_bytes, schedule, offsets)
-    return fill_gaps(plan) if schedule.fills_gaps else plan
+    plan = fill_gaps(plan) if schedule.fills_gaps else plan
+    return _lengthened(plan, request.trace.program)
+
+
+def _lengthened(plan: Plan, program: Program) -> Plan:
+    """The plan of the whole program, from one of the shortened program."""
+    if plan.trace.program == program:
+        return plan
+    return replace(
+        plan,
+        trace=replace(plan.trace, program=program),
+        cold=lengthened(plan.cold, plan.trace, program),
+        steady=lengthened(plan.steady, plan.trace, program),
+    )
 
 
 def smallest_budget(request: Request) -> int:
@@ -82,28 +96,29 @@ def smallest_budget(request: Request) -> int:
 
 def _fit(request: Request, capacity: int) -> tuple[Schedule, Mapping[str, int]]:
     """The strategy's schedule and the seats of its bundles, within `capacity` bytes of arena; or `Infeasible`."""
-    problem = Problem(request.trace, capacity, request.machine)
+    problem = Problem(shortened(request.trace), capacity, request.machine, request.trace.program)
     if problem.bundles:
         schedule = strategies.find(request.strategy).schedule(problem, **request.options)
     else:  # nothing can stream: there is nothing to decide
         schedule = Schedule({}, frozenset(), problem.computes)
-    trace = schedule.trace or request.trace
+    trace = schedule.trace or problem.trace
     offsets = schedule.offsets or place(schedule, trace)
     needed = arena_bytes(schedule, trace, offsets)
-    if needed > capacity + schedule.freed_bytes:
+    if needed > capacity + schedule.freed_bytes + schedule.lent_bytes:
         raise Infeasible(needed)
     return schedule, offsets
 
 
 def _assemble(request: Request, budget_bytes: int, schedule: Schedule, offsets: Mapping[str, int]) -> Plan:
     """The plan of a schedule: the fixed weights are at the bottom of the arena, the rest above them."""
-    trace, fixed = schedule.trace or request.trace, request.fixed
+    trace, fixed = schedule.trace or shortened(request.trace), request.fixed
     bottom = aligned(span_bytes(fixed, trace))
     whole = schedule.with_resident(FIXED, fixed) if fixed else schedule
     bundles: dict[str, Bundle] = {}
     for name, weights in whole.bundles.items():
         seat = bottom + offsets[name] if name in offsets else 0
-        bundles[name] = Bundle(name, weights, seat, name in whole.residents)
+        bundles[name] = Bundle(name, weights, seat, name in whole.residents, whole.components.get(name))
+    arena = bottom + arena_bytes(schedule, trace, offsets)
     return Plan(
         trace=trace,
         machine=request.machine,
@@ -111,12 +126,23 @@ def _assemble(request: Request, budget_bytes: int, schedule: Schedule, offsets: 
         options=dict(request.options),
         budget_bytes=budget_bytes,
         margin_bytes=request.margin_bytes,
-        arena_bytes=bottom + arena_bytes(schedule, trace, offsets),
+        arena_bytes=arena,
         bundles=bundles,
         cold=cold_cycle(whole, trace),
         steady=whole.steady,
         bound=Bound(0.0, 0.0, 0.0, 0.0),
+        lent=_lent(trace, budget_bytes - request.margin_bytes - arena) if trace.program else {},
     )
+
+
+def _lent(trace: Trace, beside: int) -> dict[str, int]:
+    """The bytes that components need for activations, where these do not fit beside the arena."""
+    found = {}
+    for component, calls in trace.calls_of.items():
+        over = max(call.transient_bytes for call in calls) - beside
+        if over > 0:
+            found[component] = aligned(over)
+    return found
 
 
 def _too_small(request: Request, budget_bytes: int, infeasible: Infeasible) -> BudgetError:
@@ -144,9 +170,11 @@ def _with(request: Request, strategy: str) -> Request:
 
 def cold_cycle(schedule: Schedule, trace: Trace) -> tuple[Task, ...]:
     """The tasks of the first cycle, when nothing is on the device yet."""
-    readers: dict[str, list[int]] = {}
-    for name, weights in schedule.bundles.items():
-        readers[name] = sorted(set().union(*map(trace.readers.__getitem__, weights)))
+    readers: dict[str, list[int]] = {name: [] for name in schedule.bundles}
+    read = bundles_read(schedule.bundles, trace, schedule.components)
+    for index, call in enumerate(trace.order):
+        for name in read[call.name]:
+            readers[name].append(index)
     dues, brought = _dues_and_brought(schedule, trace, readers)
     found: list[tuple[int, Task]] = []  # copies of what a steady cycle finds on the device, each with its first reader
     for name, weights in schedule.bundles.items():
@@ -156,7 +184,7 @@ def cold_cycle(schedule: Schedule, trace: Trace) -> tuple[Task, ...]:
             found.append((readers[name][0], copy))
     waiting = deque(sorted(found, key=itemgetter(0)))
     if schedule.loads_first:
-        return (*(replace(copy, before=trace.calls[0].name) for _, copy in waiting), *schedule.steady)
+        return (*(replace(copy, before=trace.order[0].name) for _, copy in waiting), *schedule.steady)
     order: list[Task] = []
     for task, due in zip(schedule.steady, dues, strict=True):
         while waiting and waiting[0][0] < due:
@@ -172,7 +200,7 @@ def _dues_and_brought(
 
     And for each bundle: the byte ranges that the steady order copies before the first call that reads the bundle.
     """
-    never, reached = len(trace.calls) + 1, -1
+    never, reached = len(trace.order) + 1, -1
     dues: list[int] = []
     brought: dict[str, list[tuple[int, int]]] = {}
     for task in schedule.steady:
@@ -181,7 +209,7 @@ def _dues_and_brought(
             reached += 1
         elif task.kind == "h2d" and not task.is_activation:
             following = bisect_right(readers[task.name], reached)
-            due = (*readers[task.name], len(trace.calls))[following]
+            due = (*readers[task.name], len(trace.order))[following]
             if following == 0:
                 stop = span_bytes(schedule.bundles[task.name], trace) if task.stop is None else task.stop
                 brought.setdefault(task.name, []).append((task.start, stop))

@@ -44,11 +44,13 @@ from operator import add, attrgetter, neg
 from typing import NamedTuple
 
 from taskgraph_offload.nouns.machine import Machine
+from taskgraph_offload.nouns.program import places_in_short, shortened
 from taskgraph_offload.nouns.trace import INPUT, Activation, Call, Trace
 from taskgraph_offload.plan.plan import Bound
 
 _TOLERANCE = 1e-10
 _PATIENCE = 16  # rounds that only move starts: paths can go round many cycles, and matter no more
+_FEW_ROUNDS = 2  # of these where a good policy is known
 
 
 def bound(trace: Trace, budget_bytes: int, machine: Machine) -> Bound:
@@ -58,13 +60,22 @@ def bound(trace: Trace, budget_bytes: int, machine: Machine) -> Bound:
     >>> round(bound(trace, 2 * 2**30, Machine.preset("rtx4090")).step_seconds, 3)
     0.116
     """
-    rate = machine.h2d_bytes_per_second
-    fine, blocks = _cycle(piece_by_piece(trace), budget_bytes, machine), _cycle(trace, budget_bytes, machine)
-    return Bound(
-        step_seconds=steady_pace(fine, rate).seconds,
-        cold_seconds=_cold_seconds(fine, rate),
-        block_step_seconds=steady_pace(blocks, rate).seconds,
-        block_cold_seconds=_cold_seconds(blocks, rate),
+    step, cold = _seconds(trace, budget_bytes, machine)
+    fine = piece_by_piece(trace)
+    if len(fine.calls) == len(trace.calls):
+        return Bound(step, cold, step, cold)
+    return Bound(*_seconds(fine, budget_bytes, machine), step, cold)
+
+
+def _seconds(trace: Trace, budget_bytes: int, machine: Machine) -> tuple[float, float]:
+    """A steady and a cold cycle of these calls."""
+    rate, cycle = machine.h2d_bytes_per_second, _cycle(trace, budget_bytes, machine)
+    short = shortened(trace)
+    if short.program == trace.program:
+        return steady_pace(cycle, rate).seconds, _cold_seconds(cycle, rate)
+    policy = steady_pace(_cycle(short, budget_bytes, machine), rate).policy
+    return _pace_from(cycle, rate, _lengthened(policy, short, trace, cycle), _FEW_ROUNDS).seconds, _cold_seconds(
+        cycle, rate
     )
 
 
@@ -76,7 +87,7 @@ def smallest_budget_without_stall(trace: Trace, machine: Machine) -> int:
     True
     """
     fine = piece_by_piece(trace)
-    cycle, transients = _cycle(fine, 0, machine), list(map(attrgetter("transient_bytes"), fine.calls))
+    cycle, transients = _cycle(fine, 0, machine), list(map(attrgetter("transient_bytes"), fine.order))
     room = _room_without_stall(cycle, machine.h2d_bytes_per_second, transients)
     return max(0, int(-(-room // 1))) + sum(cycle.fixed)
 
@@ -86,29 +97,33 @@ def piece_by_piece(trace: Trace) -> Trace:
     calls: list[Call] = []
     for call in trace.calls:
         for index, piece in enumerate(call.pieces):
-            calls.append(Call(f"{call.name}/{index}", call.block, (piece,)))
+            calls.append(Call(f"{call.name}/{index}", call.block, (piece,), call.component))
     return replace(trace, calls=tuple(calls))
 
 
 def _cycle(trace: Trace, budget_bytes: int, machine: Machine) -> Cycle:
     """The calls as numbers. Fixed weights are subtracted from the budget; reads of the same weight are matched."""
-    count = len(trace.calls)
+    order, count = trace.order, len(trace.order)
+    least = dict(zip(map(attrgetter("name"), trace.calls), least_transients(trace), strict=True))
     last = {name: readers[-1] - count for name, readers in trace.readers.items()}
-    repeats: dict[int, list[tuple[int, int]]] = {}
+    repeats: dict[int, dict[int, int]] = {}
     seconds, sizes, fixed = list[float](), [0] * count, [0] * count
-    for index, call in enumerate(trace.calls):
-        seconds.append(call.cost(machine))
+    costs = {call.name: call.cost(machine) for call in trace.calls}
+    for index, call in enumerate(order):
+        seconds.append(costs[call.name])
         for name in call.reads:
             nbytes, ago = trace.weights[name].nbytes, index - last[name]
             if name not in trace.fixed:
                 sizes[index] += nbytes
                 if ago < count:
-                    repeats.setdefault(index, []).append((ago, nbytes))
+                    again = repeats.setdefault(index, {})
+                    again[ago] = again.get(ago, 0) + nbytes
             elif last[name] < 0:
                 fixed[index] += nbytes
             last[name] = index
     left = budget_bytes - sum(fixed)
-    return Cycle(seconds, sizes, [left - nbytes for nbytes in least_transients(trace)], repeats, fixed)
+    gaps = {index: list(again.items()) for index, again in repeats.items()}
+    return Cycle(seconds, sizes, [left - least[call.name] for call in order], gaps, fixed)
 
 
 def idle_spans(activation: Activation, call_of_piece: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -243,12 +258,20 @@ def _room_without_stall(cycle: Cycle, rate: float, more: Sequence[int]) -> float
     return most
 
 
+class _Edge(NamedTuple):
+    """A unit starts so many seconds after another one does; after that of the cycle before, if `origin` is negative."""
+
+    origin: int
+    seconds: float
+
+
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """The seconds of a steady cycle, and starts of its units that keep all constraints at that pace."""
+    """The seconds of a steady cycle, starts of its units that keep all constraints, and the one that decides each."""
 
     seconds: float
     starts: tuple[float, ...]
+    policy: tuple[_Edge, ...]
 
 
 def steady_pace(cycle: Cycle, rate: float) -> Pace:
@@ -257,8 +280,12 @@ def steady_pace(cycle: Cycle, rate: float) -> Pace:
     A policy says for each unit which constraint decides its start. Following it back ends in a circuit, whose mean is
     a pace that no schedule beats; starts at that pace show which units another constraint would delay.
     """
-    edges = _first_policy(cycle, rate)
-    pace, patience = _follow(cycle, edges), _PATIENCE
+    return _pace_from(cycle, rate, _first_policy(cycle, rate), _PATIENCE)
+
+
+def _pace_from(cycle: Cycle, rate: float, edges: list[_Edge], most: int) -> Pace:
+    """The pace from some policy on. Each round's is a bound; `most` rounds in a row may gain nothing."""
+    pace, patience = _follow(cycle, edges), most
     while patience:
         changed = False
         for k, (start, edge) in enumerate(_deciding(cycle, rate, pace)):
@@ -267,16 +294,24 @@ def steady_pace(cycle: Cycle, rate: float) -> Pace:
         if not changed:
             break
         slower = _follow(cycle, edges)
-        patience = patience - 1 if slower.seconds <= pace.seconds * (1 + _TOLERANCE) else _PATIENCE
+        patience = patience - 1 if slower.seconds <= pace.seconds * (1 + _TOLERANCE) else most
         pace = slower
     return pace
 
 
-class _Edge(NamedTuple):
-    """A unit starts so many seconds after another one does; after that of the cycle before, if `origin` is negative."""
+def _lengthened(policy: Sequence[_Edge], short: Trace, trace: Trace, cycle: Cycle) -> list[_Edge]:
+    """The policy of a shortened program for the whole one: each constraint as many units apart.
 
-    origin: int
-    seconds: float
+    It holds there if it is over the same units. Where it is not, the unit waits for the one before it.
+    """
+    names, few = list(map(attrgetter("name"), trace.order)), list(map(attrgetter("name"), short.order))
+    count, edges = len(names), list[_Edge]()
+    for unit, place in enumerate(places_in_short(trace, short)):
+        origin, seconds = policy[place]
+        apart = place - origin
+        same = apart < len(few) and all(names[(unit - i) % count] == few[place - i] for i in range(1, apart + 1))
+        edges.append(_Edge(unit - apart, seconds) if same else _Edge(unit - 1, cycle.seconds[unit - 1]))
+    return edges
 
 
 def _first_policy(cycle: Cycle, rate: float) -> list[_Edge]:
@@ -322,7 +357,7 @@ def _follow(cycle: Cycle, edges: list[_Edge]) -> Pace:
         for unit in reversed(path):
             origin, after = edges[unit]
             starts[unit] = starts[origin % count] + after - (seconds if origin < 0 else 0.0)
-    return Pace(seconds, tuple(map(starts.__getitem__, range(count))))
+    return Pace(seconds, tuple(map(starts.__getitem__, range(count))), tuple(edges))
 
 
 def _slowest_circuit(edges: Sequence[_Edge]) -> tuple[float, int]:

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from taskgraph_offload.errors import BudgetError, SettingsError
 from taskgraph_offload.nouns.progress import reported
 from taskgraph_offload.nouns.reports import Comparison, Row, Sweep
-from taskgraph_offload.plan.plan import SETTLED, Plan, title_of
+from taskgraph_offload.plan.plan import Plan, title_of
 
 from . import strategies
 from .assemble import make_plan, smallest_budget
@@ -100,7 +100,7 @@ def _compared(request: Request, budget_bytes: int) -> dict[str, Any]:
 
 
 def _promises(plan: Plan) -> dict[str, Any]:
-    return plan.predict(SETTLED).figures() | {"streamed_bytes": plan.streamed_bytes}
+    return plan.predict(plan.settled).figures() | {"streamed_bytes": plan.streamed_bytes}
 
 
 def _swept(request: Request, budget_bytes: int) -> dict[str, Any]:

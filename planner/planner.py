@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import cached_property
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from taskgraph_offload.errors import SettingsError, shown
 from taskgraph_offload.nouns.budget import GIB, Budget, parse_budget
 from taskgraph_offload.nouns.machine import Machine
+from taskgraph_offload.nouns.program import program_trace
 from taskgraph_offload.nouns.reports import Comparison, Sweep
 from taskgraph_offload.nouns.timeline import Timeline
 from taskgraph_offload.nouns.trace import Trace
@@ -96,6 +97,29 @@ class Planner:
         planner._settle(budget_gb, strategy, machine, options)
         planner.__dict__["trace"] = trace
         return planner
+
+    @classmethod
+    def for_program(
+        cls,
+        traces: Mapping[str, Trace],
+        program: Sequence[tuple[str, int]],
+        budget_gb: float | str,
+        *,
+        strategy: str = strategies.DEFAULT,
+        machine: Machine | str | None = None,
+        **options: Any,
+    ) -> Planner:
+        """A planner for whole requests: `program` has pairs of a component, one of `traces`, and how often it runs.
+
+        The same name in two traces is one weight.
+
+        >>> block = {"name": "block", "seconds": 1e-3}
+        >>> traces = {name: Trace.from_units([{**block, "tensors": {name: 2**20}}]) for name in ("clip", "unet")}
+        >>> plan = Planner.for_program(traces, [("clip", 1), ("unet", 4)], "1MiB", machine="cpu").plan()
+        >>> plan.streamed_bytes == 2 * 2**20
+        True
+        """
+        return cls.for_trace(program_trace(traces, program), budget_gb, strategy=strategy, machine=machine, **options)
 
     def _settle(
         self, budget: float | str, strategy: str, machine: Machine | str | None, options: dict[str, Any]

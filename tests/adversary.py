@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass, replace
 
 from taskgraph_offload.nouns.graph import Task, TaskGraph
+from taskgraph_offload.nouns.trace import Call
 from taskgraph_offload.plan.plan import Plan
 
 UNIT = 512  # bytes; every size here is a multiple of it
@@ -63,7 +64,10 @@ class Adversary:
         calls = [
             self.plan.calls[self.dag.nodes[n]["task"].name] for n in running if self.dag.nodes[n]["kind"] == "compute"
         ]
-        return all(self.plan.arena_bytes + call.transient_bytes - gone <= self.plan.budget_bytes for call in calls)
+        return all(self._room(call) + call.transient_bytes - gone <= self.plan.budget_bytes for call in calls)
+
+    def _room(self, call: Call) -> int:
+        return self.plan.arena_bytes - self.plan.lent.get(call.component, 0)
 
     def _is_right(self, task: Task, begins: bool) -> bool:
         if task.kind == "compute":
@@ -73,9 +77,11 @@ class Adversary:
 
     def _weights_are_right(self, name: str, begins: bool) -> bool:
         call = self.plan.calls[name]
+        for place in range(self._room(call) // UNIT, self.plan.arena_bytes // UNIT):
+            self.arena[place] = None  # an activation
         for weight in call.reads:
-            bundle = self.plan.bundles[self.plan.bundle_of[weight]]
-            first = (self.plan.seats[weight] - bundle.offset) // UNIT
+            bundle = self.plan.bundles[self.plan.bundles_in[call.component][weight]]
+            first = (self.plan.seats_of[bundle.name][weight] - bundle.offset) // UNIT
             for unit in range(first, first + self.plan.trace.weights[weight].nbytes // UNIT):
                 place, expected = bundle.offset // UNIT + unit, self.truth[bundle.name][unit]
                 if self.arena[place] != expected:

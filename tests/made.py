@@ -37,6 +37,12 @@ def lines(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
+def program_cases() -> list[tuple[str, dict[str, Any]]]:
+    """The programs that come with the design, by name."""
+    loaded: dict[str, dict[str, Any]] = json.loads(CASES.with_name("program_cases.json").read_text())
+    return list(loaded.items())
+
+
 def cases() -> list[dict[str, Any]]:
     """The streaming cases that come with the design."""
     loaded: list[dict[str, Any]] = json.loads(CASES.read_text())

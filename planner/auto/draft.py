@@ -55,7 +55,7 @@ from .fluid import Stock, Visits, subset_sums
 # A machine is never what was measured. Other rates of the link, as shares of it, and what the step with each is worth.
 # Rather faster than slower: estimates leave out what kernels wait for, so that calls rather take longer.
 ERRORS: Final = {0.6: 0.1, 0.9: 0.2, 1.1: 0.4, 1.7: 0.1}
-_WORTH_A_COPY = (4, 32)  # latencies: a part that takes less time than this travels with its neighbour
+WORTH_A_COPY = (4, 32)  # latencies: a part that takes less time than this travels with its neighbour
 _MANY_COPIES = 0.01  # of the step, in latencies: fewer copies are tried too
 _CYCLES = 10
 _SAME = 1e-9
@@ -147,7 +147,7 @@ class Drafter:
 
     def _timed(self, bundles: tuple[tuple[int, ...], ...], seats: tuple[Seat, ...], beat: float) -> Draft | None:
         """The draft with these seats; where latencies matter, with fewer and larger copies if that is better."""
-        usual, larger = _WORTH_A_COPY
+        usual, larger = WORTH_A_COPY
         draft = self._with_copies(bundles, seats, usual, beat)
         if draft is None or len(draft.copies) * self.machine.latency_seconds <= _MANY_COPIES * draft.step_seconds:
             return draft

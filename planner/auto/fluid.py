@@ -172,7 +172,7 @@ def take_stock(trace: Trace, seconds: tuple[float, ...]) -> Stock:
     by_visits: dict[Visits, list[str]] = {}
     for name, readers in trace.readers.items():
         if name not in trace.fixed:
-            by_visits.setdefault(_visits(readers), []).append(name)
+            by_visits.setdefault(visits_of(readers), []).append(name)
     items: list[Item] = []
     for visits, names in sorted(by_visits.items()):
         items += _items(trace, visits, names)
@@ -180,7 +180,12 @@ def take_stock(trace: Trace, seconds: tuple[float, ...]) -> Stock:
     return Stock(trace, seconds, tuple(items), sizes, list(map(attrgetter("visits"), items)), sum(sizes), sum(seconds))
 
 
-def _visits(readers: tuple[int, ...]) -> Visits:
+def visits_of(readers: Sequence[int]) -> Visits:
+    """One visit for neighbouring readers.
+
+    >>> visits_of([0, 1, 4])
+    ((0, 1), (4, 4))
+    """
     visits: list[tuple[int, int]] = []
     for reader in readers:
         if visits and visits[-1][1] >= reader - 1:

@@ -40,6 +40,7 @@ from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_orig
 from taskgraph_offload.errors import SettingsError, shown
 from taskgraph_offload.nouns.graph import ACTIVATION, Task
 from taskgraph_offload.nouns.machine import Machine
+from taskgraph_offload.nouns.program import Program
 from taskgraph_offload.nouns.trace import Trace
 from taskgraph_offload.plan.plan import Plan, aligned, span_bytes
 
@@ -69,11 +70,20 @@ class Request:
 
 @dataclass(frozen=True)
 class Problem:
-    """A trace to schedule within `capacity` bytes of arena, on a machine."""
+    """A trace to schedule within `capacity` bytes of arena, on a machine.
+
+    A program's trace is shortened: `program` says how often its phases run in truth.
+    """
 
     trace: Trace
     capacity: int
     machine: Machine
+    program: Program = ()
+
+    def room_for(self, component: str) -> int:
+        """The bytes of arena that fit beside the activations of a component: `capacity` or more."""
+        most = max(call.transient_bytes for call in self.trace.calls_of[component])
+        return self.capacity + self.trace.activation_bytes - most
 
     @cached_property
     def bundles(self) -> Mapping[str, tuple[str, ...]]:
@@ -82,12 +92,12 @@ class Problem:
         for name, readers in self.trace.readers.items():
             if name not in self.trace.fixed:
                 by_readers.setdefault(readers, []).append(name)
-        calls = self.trace.calls
+        order = self.trace.order
         bundles: dict[str, tuple[str, ...]] = {}
         for readers, names in sorted(by_readers.items()):
             blocks: dict[str, None] = {}
             for reader in readers:
-                blocks[calls[reader].block or calls[reader].name] = None
+                blocks[order[reader].block or order[reader].name] = None
             name = "&".join([*blocks][:2]) + "&..." * (len(blocks) > 2)
             bundles[unique(name, bundles)] = tuple(names)
         return bundles
@@ -103,13 +113,14 @@ class Problem:
 
     @cached_property
     def needs(self) -> Sequence[Sequence[str]]:
-        """For each call: the bundles that it reads."""
-        return bundles_read(self.bundles, self.trace)
+        """For each call of the cycle: the bundles that it reads."""
+        read = bundles_read(self.bundles, self.trace)
+        return [read[call.name] for call in self.trace.order]
 
     @cached_property
     def computes(self) -> tuple[Task, ...]:
-        """The calls as tasks, in order."""
-        return tuple(Task("compute", call.name) for call in self.trace.calls)
+        """The calls of the cycle as tasks, in order."""
+        return tuple(Task("compute", call.name) for call in self.trace.order)
 
 
 @dataclass(frozen=True)
@@ -120,7 +131,8 @@ class Schedule:
     particular placement may give its `offsets`. In the first cycle, residents are copied just before their first
     reader; before the first call if `loads_first`; earlier where the link would wait if `fills_gaps`. `trace` is the
     trace cut finer, if the tasks' calls are parts of blocks. `freed_bytes`: how much lower the peak of activations is
-    because some of them leave the device.
+    because some of them leave the device. `components`: bundles that only calls of one component read. `lent_bytes`:
+    how much larger than the problem's capacity the arena is, because components with many activations have its end.
     """
 
     bundles: Mapping[str, tuple[str, ...]]
@@ -131,6 +143,8 @@ class Schedule:
     fills_gaps: bool = False
     trace: Trace | None = None
     freed_bytes: int = 0
+    components: Mapping[str, str] = field(default_factory=dict)
+    lent_bytes: int = 0
 
     def with_resident(self, name: str, weights: tuple[str, ...]) -> Schedule:
         """The same schedule with one more bundle, which always stays."""
@@ -169,15 +183,19 @@ def unique(name: str, taken: Iterable[str]) -> str:
     return candidate
 
 
-def bundles_read(bundles: Mapping[str, Sequence[str]], trace: Trace) -> list[tuple[str, ...]]:
-    """For each call: the bundles that it reads, each once."""
-    bundle_of: dict[str, str] = {}
+def bundles_read(
+    bundles: Mapping[str, Sequence[str]], trace: Trace, components: Mapping[str, str] | None = None
+) -> dict[str, tuple[str, ...]]:
+    """For each call, by its name: the bundles that it reads, each once. Some are for calls of one component only."""
+    owners = components or {}
+    bundle_of: dict[str | None, dict[str, str]] = {None: {}}
     for bundle, weights in bundles.items():
-        bundle_of.update(dict.fromkeys(weights, bundle))
-    read: list[tuple[str, ...]] = []
-    for call in trace.calls:
-        bundled = filter(bundle_of.__contains__, call.reads)
-        read.append(tuple(dict.fromkeys(map(bundle_of.__getitem__, bundled))))
+        bundle_of.setdefault(owners.get(bundle), {}).update(dict.fromkeys(weights, bundle))
+    read: dict[str, tuple[str, ...]] = {}
+    for component, calls in trace.calls_of.items():
+        where = bundle_of[None] if component not in bundle_of else bundle_of[None] | bundle_of[component]
+        for call in calls:
+            read[call.name] = tuple(dict.fromkeys(where[name] for name in call.reads if name in where))
     return read
 
 
@@ -225,7 +243,7 @@ def arena_bytes(schedule: Schedule, trace: Trace, offsets: Mapping[str, int] | N
 
 def lives(schedule: Schedule, trace: Trace) -> list[Life]:
     """The life of each bundle, from the steady order: from each copy to the last reader before the next copy."""
-    reads = dict(zip(map(attrgetter("name"), trace.calls), bundles_read(schedule.bundles, trace), strict=True))
+    reads = bundles_read(schedule.bundles, trace, schedule.components)
     events: dict[str, list[tuple[int, bool]]] = {name: [] for name in schedule.bundles}  # (position, is it a copy in?)
     for position, task in enumerate(schedule.steady):
         for name in reads[task.name] if task.kind == "compute" else {task.name} & events.keys():

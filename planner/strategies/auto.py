@@ -29,8 +29,9 @@ from typing import Any
 from taskgraph_offload.nouns.machine import Machine
 from taskgraph_offload.nouns.progress import report
 from taskgraph_offload.nouns.trace import Trace
-from taskgraph_offload.plan.plan import SETTLED, Plan
+from taskgraph_offload.plan.plan import Plan
 
+from ..auto import program
 from ..auto.draft import ERRORS, Draft, Drafter, score, to_schedule
 from ..auto.fluid import Candidate, Chosen, Streamable, candidates, cut_finer, roundings, take_stock
 from ..auto.spills import choose, cut_for_spills, findable, lowest_peak, peak_with, with_spills
@@ -52,6 +53,8 @@ RIVALS: tuple[tuple[str, Mapping[str, Any]], ...] = (
 
 def schedule(problem: Problem) -> Schedule:
     """Keep everything if it fits; else stream; where that does not fit, let activations leave too."""
+    if problem.program:
+        return _of_program(problem)
     whole = _drafter(problem, problem.trace)
     if whole.stock.nbytes <= problem.capacity:
         return resident.schedule(problem)
@@ -81,7 +84,7 @@ def step_with(request: Request, budget_bytes: int, plan: Plan) -> float:
     Where compute is the bound, the guess is the bound. Elsewhere it is as far above the bound as this plan is.
     """
     step = bound(request.trace, budget_bytes - request.margin_bytes, request.machine).step_seconds
-    if step > sum(call.cost(request.machine) for call in request.trace.calls) * (1 + 1e-9):
+    if step > sum(call.cost(request.machine) for call in request.trace.order) * (1 + 1e-9):
         step *= plan.settled_seconds / plan.bound.step_seconds
     return step
 
@@ -92,7 +95,7 @@ def _link_seconds(plan: Plan) -> float:
 
 
 def _score(plan: Plan) -> float:
-    others = {link: plan.predict(SETTLED, _with_link(plan.machine, link)).step_seconds for link in ERRORS}
+    others = {link: plan.predict(plan.settled, _with_link(plan.machine, link)).step_seconds for link in ERRORS}
     return score(plan.settled_seconds, others)
 
 
@@ -100,15 +103,29 @@ def _with_link(machine: Machine, times: float) -> Machine:
     return replace(machine, h2d_bytes_per_second=machine.h2d_bytes_per_second * times)
 
 
+def _of_program(problem: Problem) -> Schedule:
+    """Keep everything if it fits; else the phases share the arena, each with the best draft for it alone."""
+    if problem.bytes_of(problem.bundles) <= problem.capacity:
+        return resident.schedule(problem)
+    found = program.schedule(problem, lambda phase: _best_draft(phase, _drafter(phase, phase.trace)))
+    return found or _one_after_another(problem)
+
+
 def _streaming(problem: Problem, whole: Drafter) -> Schedule:
+    """Stream, or where no ring is large enough, copy each part just before it is needed."""
+    best = _best_draft(problem, whole)
+    return to_schedule(best) if best is not None else _one_after_another(problem)
+
+
+def _best_draft(problem: Problem, whole: Drafter) -> Draft | None:
     """Search at whole blocks, then at finer units."""
     if _drafter(problem, cut_finer(problem.trace, 0)).stock.largest_unit_bytes > problem.capacity:
-        return _one_after_another(problem)
+        return None
     best: Draft | None = None
     for drafter in (whole, *_finer(problem, whole)):
         if best is None or _may_gain(drafter, best):
             best = _better(best, search(drafter, drafter.everything_streams()))
-    return to_schedule(best) if best is not None else _one_after_another(problem)
+    return best
 
 
 def _spilling(problem: Problem, needed: int) -> Schedule:

@@ -40,10 +40,12 @@ def schedule(
 ) -> Schedule:
     """Stream blocks, with copies `prefetch` blocks ahead. `ratio` or the budget decides how many stay."""
     own = _own_bundles(problem)
-    blocks = list(own)
+    blocks, names = list(own), [call.name for call in problem.trace.order]
+    distinct = list(dict.fromkeys(names[block] for block in blocks))  # in a program, blocks come again
     smallest: list[int] = []
-    for count in _counts(len(blocks), ratio, residents):
-        streaming = sorted(set(blocks) - choose(blocks, count, residents or "leading"))
+    for count in _counts(len(distinct), ratio, residents):
+        kept = {distinct[i] for i in choose(range(len(distinct)), count, residents or "leading")}
+        streaming = [block for block in blocks if names[block] not in kept]
         if residents and ratio is None and count and not _fits(problem, own, streaming, prefetch):
             continue
         gates = _gates(blocks, streaming, prefetch, len(problem.computes), residents)
@@ -57,11 +59,13 @@ def schedule(
 
 
 def _own_bundles(problem: Problem) -> dict[int, list[str]]:
-    """The blocks that can stream: for each call with bundles that no other call reads, those bundles."""
+    """The blocks that can stream: for each call of the cycle with bundles that no other call reads, those bundles."""
     own: dict[int, list[str]] = {}
+    trace = problem.trace
     for index, needs in enumerate(problem.needs):
         for name in needs:
-            if len(problem.trace.readers[problem.bundles[name][0]]) == 1:
+            readers = trace.readers[problem.bundles[name][0]]
+            if len({trace.order[reader].name for reader in readers}) == 1:
                 own.setdefault(index, []).append(name)
     return own
 
@@ -88,8 +92,9 @@ def _counts(total: int, ratio: float | None, residents: Residents | None) -> Seq
 def _fits(problem: Problem, own: Mapping[int, list[str]], streaming: Sequence[int], prefetch: int) -> bool:
     """Whether what stays fits beside `prefetch + 1` buffers of the largest block that streams."""
     streamed = [problem.bytes_of(own[index]) for index in streaming]
+    leaving = problem.bytes_of(dict.fromkeys(name for index in streaming for name in own[index]))
     buffers = min(prefetch + 1, len(streaming)) * max(streamed, default=0)
-    return sum(problem.sizes.values()) - sum(streamed) + buffers <= problem.capacity
+    return sum(problem.sizes.values()) - leaving + buffers <= problem.capacity
 
 
 def _gates(

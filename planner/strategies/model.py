@@ -19,11 +19,11 @@ from . import Problem, Schedule
 
 def schedule(problem: Problem, *, writeback: bool = False) -> Schedule:
     """Copy a whole component before its first call; the next component takes its place."""
-    runs = [list(run) for _, run in groupby(range(len(problem.needs)), lambda i: problem.trace.calls[i].component)]
+    order = problem.trace.order
+    runs = [list(run) for _, run in groupby(range(len(problem.needs)), lambda i: order[i].component)]
     if len(runs) == 1:
         return Schedule(problem.bundles, frozenset(problem.bundles), problem.computes, loads_first=True)
-    calls = problem.trace.calls
-    stays_round = calls[0].component == calls[-1].component  # the last run goes on in the next cycle's first one
+    stays_round = order[0].component == order[-1].component  # the last run goes on in the next cycle's first one
     needs = [_needs(problem, [*run, *runs[0]] if stays_round and run is runs[-1] else run) for run in runs]
     steady: list[Task] = []
     for position, run in enumerate(runs):

@@ -25,7 +25,7 @@ from ..nouns.reports import Comparison, Sweep, clock
 from ..nouns.timeline import Interval, Span, Timeline, clip, length, union
 from ..nouns.trace import Trace
 from ..plan.explain import facts
-from ..plan.plan import SETTLED, Plan
+from ..plan.plan import Plan
 from ..runtime.measured import Stats
 from .models import Traced
 from .tables import ABSENT, Column, print_table
@@ -175,7 +175,7 @@ def _plan_document(plan: Plan) -> Document:
         "weight_bytes": plan.trace.weight_bytes,
         "resident_bytes": sum(weights[name].nbytes for name in plan.residents),
         "streamed_bytes": plan.streamed_bytes,
-        "predicted": plan.predict(SETTLED).figures(),
+        "predicted": plan.predict(plan.settled).figures(),
         "bound": {name: getattr(plan.bound, name) for name in plan.bound.__slots__},
         "outlook": None if plan.outlook is None else asdict(plan.outlook),
     }
@@ -207,7 +207,7 @@ def _show_plan(console: Console, plan: Plan, inputs: str = "") -> None:
     found = facts(plan)
     _show_facts(console, [*found[:1], *([("inputs", inputs)] if inputs else []), *found[1:]])
     console.print()
-    for line in step_strip(plan.predict(SETTLED), console.width, console.options.ascii_only):
+    for line in step_strip(plan.predict(plan.settled), console.width, console.options.ascii_only):
         console.print(line, no_wrap=True, overflow="crop")
 
 
@@ -220,7 +220,7 @@ def _show_proved(console: Console, plan: Plan) -> None:
 
 def _show_grid(console: Console, plan: Plan) -> None:
     """One line for each call of a steady step: its times, and what is copied while it runs."""
-    timeline = plan.predict(SETTLED)
+    timeline = plan.predict(plan.settled)
     last = timeline.cycles - 1
     begin, waits = timeline.window(last)[0], {stall.call: stall.seconds for stall in timeline.stalls()}
     calls = timeline.lane("compute", last)

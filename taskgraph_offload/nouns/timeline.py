@@ -109,6 +109,11 @@ class Timeline:
         return end - begin
 
     @property
+    def request_seconds(self) -> float:
+        """How long the last cycle took, which is a request if the plan is of a program."""
+        return self.step_seconds
+
+    @property
     def cold_seconds(self) -> float:
         """How long the first cycle took."""
         begin, end = self.window(0)

@@ -146,6 +146,9 @@ class Trace:
     `source` says how it was made: "fake" (traced on fake tensors), "real" (one real run), "symbolic" (order only, costs
     are guesses) or "units" (plain numbers). `fixed` maps each weight that must stay on the device to the reason.
 
+    A program is the trace of a whole request: `program` has the components of its calls in order, and how often in a
+    row each of them runs. Each call is in `calls` once.
+
     >>> trace = Trace.from_units([{"name": "a", "seconds": 1.0, "tensors": [100, 200]}])
     >>> trace.weight_bytes, trace.calls[0].reads
     (300, ('a.0', 'a.1'))
@@ -158,6 +161,22 @@ class Trace:
     entry: str = "forward"
     source: Literal["fake", "real", "symbolic", "units"] = "units"
     fixed: Mapping[str, str] = field(default_factory=dict)
+    program: tuple[tuple[str, int], ...] = ()
+
+    @cached_property
+    def order(self) -> tuple[Call, ...]:
+        """The calls of a cycle in order: each once; in a program, as often as its component runs."""
+        if not self.program:
+            return self.calls
+        return tuple(chain.from_iterable(self.calls_of[component] * times for component, times in self.program))
+
+    @cached_property
+    def calls_of(self) -> Mapping[str, tuple[Call, ...]]:
+        """The calls of each component, in order."""
+        found: dict[str, list[Call]] = defaultdict(list)
+        for call in self.calls:
+            found[call.component].append(call)
+        return dict(zip(found, map(tuple, found.values()), strict=True))
 
     @cached_property
     def weight_bytes(self) -> int:
@@ -176,9 +195,9 @@ class Trace:
 
     @cached_property
     def readers(self) -> Mapping[str, tuple[int, ...]]:
-        """For each weight that is read: the indices of the calls that read it, in order."""
+        """For each weight that is read: the places in `order` of the calls that read it."""
         lists: dict[str, list[int]] = defaultdict(list)
-        for index, call in enumerate(self.calls):
+        for index, call in enumerate(self.order):
             for name in call.reads:
                 lists[name].append(index)
         return dict(zip(lists, map(tuple, lists.values()), strict=True))
@@ -198,6 +217,7 @@ class Trace:
         calls = [[call.name, call.block, call.component, list(map(astuple, call.pieces))] for call in self.calls]
         lives = list(map(astuple, self.activations))
         whole = [self.model, self.entry, self.source, dict(self.fixed), weights, calls, lives]
+        whole += [self.program] if self.program else []
         return hashlib.sha256(json.dumps(whole, separators=(",", ":")).encode()).hexdigest()[:32]
 
     def coverage(self) -> Coverage:

@@ -166,17 +166,19 @@ def accesses(plan: Plan, task: Task) -> list[Access]:
 
 
 def _accesses_of_call(plan: Plan, call: Call) -> list[Access]:
-    """Seats of what a call reads, neighbours in one bundle joined; then the activations it uses and makes."""
+    """Seats of what a call reads, neighbours in one bundle joined; what is lent; the activations it uses and makes."""
     found: list[Access] = []
-    bundle = ""
-    for name in sorted(filter(plan.seats.__contains__, call.reads), key=plan.seats.__getitem__):
-        start, writes = plan.seats[name], name in call.writes
-        stop = start + plan.trace.weights[name].nbytes
-        if found and bundle == plan.bundle_of[name] and not writes and not found[-1].writes:
+    last, bundle_of = "", plan.bundles_in[call.component]
+    seats = sorted((plan.seats_of[bundle_of[name]][name], name) for name in call.reads if name in bundle_of)
+    for start, name in seats:
+        stop, bundle, writes = start + plan.trace.weights[name].nbytes, bundle_of[name], name in call.writes
+        if found and bundle == last and not writes and not found[-1].writes:
             found[-1] = Access(ARENA, found[-1].start, max(found[-1].stop, stop), writes=False)
         else:
             found.append(Access(ARENA, start, stop, writes))
-        bundle = plan.bundle_of[name]
+        last = bundle
+    if lent := plan.lent.get(call.component):
+        found.append(Access(ARENA, plan.arena_bytes - lent, plan.arena_bytes, writes=True))
     for writes, names in zip((False, True), plan.activations_of[call.name], strict=True):
         for name in names:
             found.append(Access(name, 0, plan.activations[name].nbytes, writes))

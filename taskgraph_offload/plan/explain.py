@@ -8,13 +8,15 @@ Reads a plan and its predicted timeline; decides nothing.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from ..nouns.budget import readable, readable_seconds
 from ..nouns.names import START, printable, spoken
 from ..nouns.timeline import Span, Stall, Timeline, clip, length
-from .plan import SETTLED, Plan
+from .connect import unroll
+from .plan import Plan
 
 BUSY = 0.98  # a lane that works for this share of the step bounds it
 CLOSE = 0.002  # of the step: a gap to the bound that is not worth closing
@@ -24,20 +26,23 @@ PROMISED = 0.05  # of the bound: the gap within which a good plan stays
 
 def explain(plan: Plan) -> str:
     """A page about a plan, for people."""
-    return "\n".join(f"{label:<12}{text}" for label, text in facts(plan))
+    lines = facts(plan)
+    width = max(len(label) for label, _ in lines)
+    return "\n".join(f"{label:<{max(width, 10)}}  {text}" for label, text in lines)
 
 
 def facts(plan: Plan) -> list[tuple[str, str]]:
     """The lines of the page, as pairs of a label and a text."""
-    timeline = plan.predict(SETTLED)
+    timeline = plan.predict(plan.settled)
     found = [
         ("plan", f"{plan.trace.model}, {plan.title}, on {plan.machine.name}"),
         ("budget", _budget(plan)),
         ("resident", _residents(plan)),
         ("streamed", _streamed(plan)),
+        *_phases(plan),
         *_unread(plan),
-        ("step", _step(plan, timeline)),
-        ("bound by", what_binds(timeline)),
+        (cycle_of(plan), _step(plan, timeline)),
+        ("bound by", what_binds(timeline, cycle_of(plan))),
         *([("gap", gap(plan, timeline))] if plan.bound.step_seconds else []),
         *_outlook(plan, timeline),
         *_warnings(plan),
@@ -45,8 +50,32 @@ def facts(plan: Plan) -> list[tuple[str, str]]:
     return [(label, printable(spoken(text))) for label, text in found]
 
 
+def cycle_of(plan: Plan) -> str:
+    """What one cycle of a plan is called."""
+    return "request" if plan.trace.program else "step"
+
+
+def _phases(plan: Plan) -> list[tuple[str, str]]:
+    """For each phase of a program: how much of its weights stays, and how much is copied for it in a request."""
+    copied: dict[str, int] = defaultdict(int)
+    for step in unroll(plan, 2):
+        if step.cycle and step.lane == "h2d":
+            copied[plan.calls[step.call].component] += plan.task_bytes(step.task)
+    found = []
+    for component, times in dict(plan.trace.program).items():
+        read = {name for call in plan.trace.calls_of[component] for name in call.reads}
+        weights = sum(plan.trace.weights[name].nbytes for name in read)
+        stays = sum(plan.trace.weights[name].nbytes for name in read.intersection(plan.residents))
+        often = "once" if times == 1 else f"{times} times"
+        lent = plan.lent.get(component, 0)
+        text = f"{often}, weights {readable(weights)}: {readable(stays)} stay, {readable(copied[component])} are copied"
+        found.append((component, text + (f"; its activations have {readable(lent)} of the arena" if lent else "")))
+    return found
+
+
 def _budget(plan: Plan) -> str:
-    parts = [f"arena {readable(plan.arena_bytes)}", f"activations {readable(max(plan.activation_bytes))}"]
+    lent = f" (up to {readable(max(plan.lent.values()))} of it lent to activations)" if plan.lent else ""
+    parts = [f"arena {readable(plan.arena_bytes)}{lent}", f"activations {readable(max(plan.activation_bytes))}"]
     if plan.margin_bytes:
         parts.append(f"margin {readable(plan.margin_bytes)} for the device: its allocator and libraries")
     spare = plan.budget_bytes - plan.peak_bytes - plan.margin_bytes
@@ -68,7 +97,7 @@ def _streamed(plan: Plan) -> str:
     if not copies:
         return "nothing"
     back = sum(plan.task_bytes(task) for task in plan.steady if task.kind == "d2h")
-    text = f"{readable(plan.streamed_bytes)} per step in {len(copies)} copies: "
+    text = f"{readable(plan.streamed_bytes)} per {cycle_of(plan)} in {len(copies)} copies: "
     return text + _readers(plan, [task.name for task in copies]) + (f"; {readable(back)} back" if back else "")
 
 
@@ -89,14 +118,14 @@ def _step(plan: Plan, timeline: Timeline) -> str:
     return f"{readable_seconds(timeline.step_seconds)} predicted{ratio}{overlap}{first}"
 
 
-def what_binds(timeline: Timeline) -> str:
-    """What keeps the last step of a timeline from being shorter: compute, the link, or a window by its calls."""
+def what_binds(timeline: Timeline, cycle: str = "step") -> str:
+    """What keeps the last cycle of a timeline from being shorter: compute, the link, or a window by its calls."""
     step, last = timeline.step_seconds, timeline.cycles - 1
     if step <= 0 or timeline.compute_seconds >= BUSY * step:
-        return f"compute: it works {timeline.compute_seconds / step if step > 0 else 1:.1%} of the step"
+        return f"compute: it works {timeline.compute_seconds / step if step > 0 else 1:.1%} of the {cycle}"
     copying = sum(span.seconds for span in timeline.lane("h2d", last))
     if copying >= BUSY * step:
-        return f"the link: it copies {min(1.0, copying / step):.1%} of the step"
+        return f"the link: it copies {min(1.0, copying / step):.1%} of the {cycle}"
     stalls = timeline.stalls()
     worst = stalls[0]
     return (
@@ -110,9 +139,10 @@ def gap(plan: Plan, timeline: Timeline) -> str:
     step, bound = timeline.step_seconds, plan.bound.step_seconds
     if step - bound <= CLOSE * step:
         computes = timeline.compute_seconds >= BUSY * step
-        return f"none: only {'faster compute' if computes else 'more memory or a faster link'} makes a step shorter"
+        what = "faster compute" if computes else "more memory or a faster link"
+        return f"none: only {what} makes a {cycle_of(plan)} shorter"
     parts = []
-    latencies = step - plan.predict(SETTLED, replace(plan.machine, latency_seconds=0.0)).step_seconds
+    latencies = step - plan.predict(plan.settled, replace(plan.machine, latency_seconds=0.0)).step_seconds
     if latencies >= NAMED * (step - bound):
         parts.append(f"{readable_seconds(latencies)} of it the latency of copies")
     parts += _unknown_to_the_bound(plan, step - bound)
@@ -127,9 +157,9 @@ def _unknown_to_the_bound(plan: Plan, seconds: float) -> list[str]:
     room = plan.arena_bytes - sum(weights[name].nbytes for name in plan.residents)
     more = plan.machine.copy_seconds("h2d", room)
     parts = []
-    if plan.streamed_bytes and more >= NAMED * seconds:
+    if plan.streamed_bytes and more >= NAMED * seconds and not plan.trace.program:
         parts.append(f"weights stream through {readable(room)}, so each step copies as much more than what cannot stay")
-    if max(plan.activation_bytes) - lows >= NAMED * plan.arena_bytes:
+    if not plan.lent and max(plan.activation_bytes) - lows >= NAMED * plan.arena_bytes:
         parts.append(f"the arena is beside the highest activations all the time, though they fall to {readable(lows)}")
     return parts or ["computing and copying whole tensors do not fit together better"]
 
@@ -163,7 +193,8 @@ def _outlook(plan: Plan, timeline: Timeline) -> list[tuple[str, str]]:
         return []
     step, more = timeline.step_seconds, plan.outlook.one_more_gib_step_seconds
     gain = 1 - more / step if step else 0.0
-    shorter = f"a step of about {readable_seconds(more)}, {gain:.1%} less" if gain > 5e-4 else "no shorter step"
+    cycle = cycle_of(plan)
+    shorter = f"a {cycle} of about {readable_seconds(more)}, {gain:.1%} less" if gain > 5e-4 else f"no shorter {cycle}"
     return [
         ("no stall", f"only from a budget of {readable(plan.outlook.no_stall_bytes)} on, whatever the schedule"),
         ("1 GiB more", shorter),

@@ -20,8 +20,8 @@ from ..errors import OffloadError, PlanError
 from ..nouns.machine import Machine
 from ..nouns.trace import Activation, Boundary, Call, Piece, Trace, Weight
 from ..nouns.weights import check_model
-from .plan import SETTLED, Bound, Outlook, Plan
-from .text import parse_plan, print_plan
+from .plan import Bound, Outlook, Plan
+from .text import MOST_TASKS, parse_plan, print_plan
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,7 @@ LARGEST_FILE = 64 * 2**20  # bytes; a plan of 10,000 weights has about two milli
 KEYS = ("taskgraph_offload", "model", "fingerprint", "machine", "bound", "outlook", "plan", "trace")
 SOURCES = ("fake", "real", "symbolic", "units")
 SIDES = ("enter", "exit")
-TRACE_KEYS = ("entry", "source", "fixed", "weights", "calls", "activations")
+TRACE_KEYS = ("entry", "source", "program", "fixed", "weights", "calls", "activations")
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _NOT_FOR_YAML = re.compile("[^\x20-\x7e\xa0-\u2027\u2030-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
@@ -87,6 +87,7 @@ def print_file(plan: Plan) -> str:
         "trace:",
         f"  entry: {_flow(trace.entry)}",
         f"  source: {_flow(trace.source)}",
+        *([f"  program: {_flow(trace.program)}"] if trace.program else []),
         f"  fixed: {_flow(dict(trace.fixed))}",
         f"  weights: # {', '.join(Weight.__slots__)}",
         *(f"  - {_flow(_values(weight))}" for weight in trace.weights.values()),
@@ -108,7 +109,7 @@ def parse_file(text: str) -> Plan:
             )
         plan = _plan_of(content)
         plan.verify()
-        if plan.bound.step_seconds > plan.predict(SETTLED).step_seconds * (1 + 1e-6):
+        if plan.bound.step_seconds > plan.predict(plan.settled).step_seconds * (1 + 1e-6):
             raise PlanError("its bound was edited: the plan itself is faster; plan again with Planner(...).plan()")
         return plan
     except PlanError:
@@ -159,7 +160,8 @@ def _flow(value: Any) -> str:
 
 def trace_of(given: Any, model: Any) -> Trace:
     """Read a trace, and check that its parts fit together."""
-    parts = _dict_of(given, TRACE_KEYS, "the trace")
+    complete = {"program": None, **given} if isinstance(given, dict) else given  # only programs have one
+    parts = _dict_of(complete, TRACE_KEYS, "the trace")
     weights = [_weight(row) for row in _rows(parts["weights"], "weights")]
     calls = tuple(_call(row) for row in _rows(parts["calls"], "calls"))
     if not calls:
@@ -167,6 +169,7 @@ def trace_of(given: Any, model: Any) -> Trace:
     _all_different([weight.name for weight in weights], "weight")
     _all_different([call.name for call in calls], "call")
     fixed = _dict_of(parts["fixed"], None, "fixed")
+    program = tuple(_phase(row, calls) for row in _rows(parts["program"], "the program"))
     count = sum(len(call.pieces) for call in calls)
     return Trace(
         weights={weight.name: weight for weight in weights},
@@ -176,7 +179,17 @@ def trace_of(given: Any, model: Any) -> Trace:
         entry=_text(parts["entry"], "entry"),
         source=_one_of(parts["source"], SOURCES, "source"),
         fixed={_text(name, "fixed"): _text(reason, "fixed") for name, reason in fixed.items()},
+        program=program,
     )
+
+
+def _phase(row: Any, calls: Sequence[Call]) -> tuple[str, int]:
+    component, times = _row(row, 2, "a phase of the program")
+    if component not in {call.component for call in calls}:
+        raise PlanError(f"the program runs {component!r:.60}, which has no call")
+    if not 0 < _count(times, "how often a phase runs") * len(calls) <= MOST_TASKS:
+        raise PlanError(f"the program runs {component!r} {times!r:.60} times")
+    return component, times
 
 
 def _machine_of(given: Any) -> Machine:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -25,29 +25,44 @@ if TYPE_CHECKING:
 
 ALIGNMENT = 512  # bytes: seats begin at multiples of it, as in a GPU's own allocator
 SETTLED = 6  # cycles after which a steady step no longer changes, on every plan that was ever looked at
+SETTLED_REQUESTS = 2  # the same for programs
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """Weights that travel together. They are neighbours at home and on the device, so one copy moves them all."""
+    """Weights that travel together. They are neighbours at home and on the device, so one copy moves them all.
+
+    If it has a `component`, only calls of that one read the weights here. Others read them in another bundle.
+    """
 
     name: str
     weights: tuple[str, ...]
     offset: int
     resident: bool = False
+    component: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Bound:
     """Seconds that no schedule beats on this trace, budget and machine: at the finest cut, and with whole blocks.
 
-    All zeros where nobody computed it.
+    All zeros where nobody computed it. A step of a program is a request.
     """
 
     step_seconds: float
     cold_seconds: float
     block_step_seconds: float
     block_cold_seconds: float
+
+    @property
+    def request_seconds(self) -> float:
+        """No request that follows others is shorter."""
+        return self.step_seconds
+
+    @property
+    def cold_request_seconds(self) -> float:
+        """No first request is shorter."""
+        return self.cold_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +76,8 @@ class Outlook:
 @dataclass(frozen=True)
 class Plan:
     """A decided schedule. `cold` and `steady` are serial programs: they are right if tasks run one after another.
+
+    `lent` has the bytes at the end of the arena that a component's calls use for their activations.
 
     >>> import taskgraph_offload as tgo
     >>> trace = tgo.Trace.from_units([{"name": n, "seconds": 1e-3, "tensors": [2**20]} for n in "abcd"])
@@ -81,6 +98,7 @@ class Plan:
     steady: tuple[Task, ...]
     bound: Bound
     outlook: Outlook | None = None
+    lent: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def tasks(self) -> tuple[Task, ...]:
@@ -98,11 +116,20 @@ class Plan:
 
     @cached_property
     def seats(self) -> Mapping[str, int]:
-        """The offset in the arena of each weight that is ever on the device."""
+        """The offset in the arena of each weight that is ever on the device; the first one, if it has several."""
+        found: dict[str, int] = {}
+        for seats in self.seats_of.values():
+            for weight, offset in seats.items():
+                found.setdefault(weight, offset)
+        return found
+
+    @cached_property
+    def seats_of(self) -> Mapping[str, Mapping[str, int]]:
+        """For each bundle: the offset in the arena of each of its weights."""
         found = {}
-        for bundle in self.bundles.values():
-            for name, inner in inner_offsets(bundle.weights, self.trace).items():
-                found[name] = bundle.offset + inner
+        for name, bundle in self.bundles.items():
+            inner = inner_offsets(bundle.weights, self.trace)
+            found[name] = {weight: bundle.offset + offset for weight, offset in inner.items()}
         return found
 
     @cached_property
@@ -140,10 +167,23 @@ class Plan:
 
     @cached_property
     def bundle_of(self) -> Mapping[str, str]:
-        """The bundle that each weight travels in."""
+        """The bundle that each weight travels in; the first one, if there are several."""
         found: dict[str, str] = {}
         for bundle in self.bundles.values():
-            found |= dict.fromkeys(bundle.weights, bundle.name)
+            for weight in bundle.weights:
+                found.setdefault(weight, bundle.name)
+        return found
+
+    @cached_property
+    def bundles_in(self) -> Mapping[str, Mapping[str, str]]:
+        """For each component: the bundle in which its calls read each weight."""
+        found: dict[str, dict[str, str]] = {}
+        for component in {call.component for call in self.trace.calls}:
+            found[component] = {}
+            for own in (None, component):
+                for bundle in self.bundles.values():
+                    if bundle.component == own:
+                        found[component] |= dict.fromkeys(bundle.weights, bundle.name)
         return found
 
     @cached_property
@@ -183,9 +223,9 @@ class Plan:
     @cached_property
     def reads_of(self) -> Mapping[str, tuple[str, ...]]:
         """For each call: the bundles and the activations that it reads."""
-        found, bundle_of = {}, self.bundle_of
+        found = {}
         for name, call in self.calls.items():
-            bundles: dict[str, None] = {}
+            bundles, bundle_of = dict[str, None](), self.bundles_in[call.component]
             for weight in call.reads:
                 if weight in bundle_of:
                     bundles[bundle_of[weight]] = None
@@ -241,8 +281,16 @@ class Plan:
 
     @property
     def peak_bytes(self) -> int:
-        """The most that the device ever holds: the arena and the highest activations."""
-        return self.arena_bytes + max(self.activation_bytes)
+        """The most that the device ever holds: the arena and activations, as far as these do not share bytes."""
+        return max(self.used_bytes.values())
+
+    @cached_property
+    def used_bytes(self) -> Mapping[str, int]:
+        """For each call: the arena, without what is lent, and the activations."""
+        found = {}
+        for call, activations in zip(self.trace.calls, self.activation_bytes, strict=True):
+            found[call.name] = self.arena_bytes - self.lent.get(call.component, 0) + activations
+        return found
 
     @property
     def title(self) -> str:
@@ -253,21 +301,27 @@ class Plan:
         """The explicit task graph: one cold cycle, then steady ones."""
         return connect(self, cycles)
 
+    @property
+    def settled(self) -> int:
+        """After so many cycles, a steady step no longer changes."""
+        return SETTLED_REQUESTS if self.trace.program else SETTLED
+
     @cached_property
     def settled_seconds(self) -> float:
         """The predicted step, after enough cycles that it no longer changes."""
-        return self.predict(SETTLED).step_seconds
+        return self.predict(self.settled).step_seconds
 
-    def predict(self, cycles: int = 3, machine: Machine | str | None = None) -> Timeline:
-        """The predicted timeline; of the same plan on another machine, if one is given.
+    def predict(
+        self, cycles: int = 3, machine: Machine | str | None = None, *, requests: int | None = None
+    ) -> Timeline:
+        """The predicted timeline; of the same plan on another machine, if one is given. A cycle is a request.
 
         Each node of the graph starts as soon as all nodes before it have stopped: this is the longest path. The nodes
         come in the order of issue, in which all edges point forward. Memory is the arena, which is always there, and
         the activations of the call that runs.
         """
         plan = self if machine is None else replace(self, machine=Machine.of(machine))
-        dag = connect(plan, cycles).dag
-        peaks = dict(zip(plan.calls, plan.activation_bytes, strict=True))
+        dag = connect(plan, cycles if requests is None else requests).dag
         spans: list[Span] = []
         memory = [MemoryPoint(0.0, plan.arena_bytes)]
         stops: dict[str, float] = {}
@@ -280,7 +334,7 @@ class Plan:
             name, call, nbytes = data["task"].name, data["call"], data["nbytes"]
             spans.append(Span(node, name, data["lane"], call, data["cycle"], start, stop, nbytes, last))
             if data["kind"] == "compute":
-                memory.append(MemoryPoint(start, plan.arena_bytes + peaks[call]))
+                memory.append(MemoryPoint(start, plan.used_bytes[call]))
         return Timeline(
             source="predicted",
             spans=tuple(spans),

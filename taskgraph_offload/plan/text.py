@@ -9,6 +9,14 @@ cold:
   compute a
 steady:
   compute a
+
+A program's cycle is in stretches, each of which is repeated:
+
+lend 4096 to vae
+bundle a.0 at 0 for encoder: a.0
+steady:
+  27 times unet:
+    compute unet.a
 """
 
 from __future__ import annotations
@@ -20,10 +28,16 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import PlanError
 from ..nouns.graph import Task, quoted, tokens
+from ..nouns.program import stretches
 from .plan import Bundle
 
 if TYPE_CHECKING:
     from .plan import Plan
+
+MOST_TASKS = 2_000_000  # of a cycle in a file: a program of 128 steps of 80 blocks has about 40,000
+
+_NAME = r'("(?:[^"\\]|\\.)*"|[^\s"]+?)'
+_STRETCH = re.compile(rf"\s*(\d+) times {_NAME}:\s*$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +52,24 @@ class PlanText:
     bundles: dict[str, Bundle]
     cold: tuple[Task, ...]
     steady: tuple[Task, ...]
+    lent: dict[str, int]
 
 
-def print_plan(plan: Plan | PlanText) -> str:
+def print_plan(plan: Plan) -> str:
     """The text form of a plan."""
     options = [f" {key}={json.dumps(value)}" for key, value in plan.options.items()]
     lines = [
         f"strategy {plan.strategy}{''.join(options)}",
         f"budget {plan.budget_bytes} margin {plan.margin_bytes} arena {plan.arena_bytes}",
+        *(f"lend {nbytes} to {quoted(component)}" for component, nbytes in plan.lent.items()),
         *map(_print_bundle, plan.bundles.values()),
-        "cold:",
-        *(f"  {task}" for task in plan.cold),
-        "steady:",
-        *(f"  {task}" for task in plan.steady),
     ]
+    for title, tasks in (("cold:", plan.cold), ("steady:", plan.steady)):
+        lines.append(title)
+        for stretch in stretches(tasks, plan.trace):
+            if plan.trace.program:
+                lines.append(f"  {stretch.times} times {quoted(stretch.component)}:")
+            lines += [f"    {task}" if plan.trace.program else f"  {task}" for task in stretch.tasks]
     return "\n".join(lines) + "\n"
 
 
@@ -77,21 +95,30 @@ def parse_plan(text: str) -> PlanText:
         margin_bytes=found.sizes["margin"],
         arena_bytes=found.sizes["arena"],
         bundles=found.bundles,
-        cold=tuple(found.cycles["cold:"]),
-        steady=tuple(found.cycles["steady:"]),
+        cold=found.tasks("cold:"),
+        steady=found.tasks("steady:"),
+        lent=found.lent,
     )
 
 
 @dataclass
 class _Found:
-    """What was read so far; `current` is the cycle that the next tasks belong to."""
+    """What was read so far; `current` are the tasks that the next ones belong to, of a stretch of a cycle."""
 
     strategy: str = ""
     options: dict[str, Any] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
     bundles: dict[str, Bundle] = field(default_factory=dict)
-    cycles: dict[str, list[Task]] = field(default_factory=dict)
-    current: list[Task] | None = None
+    lent: dict[str, int] = field(default_factory=dict)
+    cycles: dict[str, list[tuple[int, list[Task]]]] = field(default_factory=dict)  # stretches: how often, and tasks
+    current: list[tuple[int, list[Task]]] | None = None
+
+    def tasks(self, cycle: str) -> tuple[Task, ...]:
+        """All tasks of a cycle."""
+        stretches = self.cycles[cycle]
+        if sum(times * len(tasks) for times, tasks in stretches) > MOST_TASKS:
+            raise PlanError(f"the plan has more than {MOST_TASKS} tasks in a cycle")
+        return tuple(task for times, tasks in stretches for task in tasks * times)
 
 
 def _read_line(line: str, found: _Found) -> None:
@@ -99,32 +126,46 @@ def _read_line(line: str, found: _Found) -> None:
     if word in ("cold:", "steady:"):
         if word in found.cycles:
             raise PlanError(f"{word!r} comes twice")
-        found.current = found.cycles.setdefault(word, [])
+        found.current = found.cycles.setdefault(word, [(1, [])])
+    elif found.current is not None and (stretch := _STRETCH.match(line)):
+        found.current.append((int(stretch[1]), []))
     elif found.current is not None:
-        found.current.append(Task.parse(line))
+        found.current[-1][1].append(Task.parse(line))
     elif word == "strategy":
         found.strategy, found.options = _parse_strategy(line)
     elif word == "budget":
         found.sizes = _parse_sizes(line)
+    elif word == "lend":
+        nbytes, component = _parse_lent(line)
+        found.lent[component] = nbytes
     elif word == "bundle":
         bundle = _parse_bundle(line)
         if bundle.name in found.bundles:
             raise PlanError(f"bundle {bundle.name!r} comes twice")
         found.bundles[bundle.name] = bundle
     else:
-        raise PlanError(f"a line starts with strategy, budget, bundle, cold: or steady:, not {word!r}")
+        raise PlanError(f"a line starts with strategy, budget, lend, bundle, cold: or steady:, not {word!r}")
 
 
 def _print_bundle(bundle: Bundle) -> str:
-    mark = " resident" if bundle.resident else ""
+    mark = "" if bundle.component is None else f" for {quoted(bundle.component)}"
+    mark += " resident" if bundle.resident else ""
     return f"bundle {quoted(bundle.name)} at {bundle.offset}{mark}: {' '.join(map(quoted, bundle.weights))}"
 
 
 def _parse_bundle(line: str) -> Bundle:
-    head = re.match(r'\s*bundle ("(?:[^"\\]|\\.)*"|\S+) at (\d+)( resident)?:', line)
+    head = re.match(rf"\s*bundle {_NAME} at (\d+)(?: for {_NAME})?( resident)?:", line)
     if head is None:
         raise PlanError(f"cannot read {line.strip()!r}; a bundle reads like 'bundle blocks.0 at 512 resident: w1 w2'")
-    return Bundle(tokens(head[1])[0], tuple(tokens(line[head.end() :])), int(head[2]), head[3] is not None)
+    component = None if head[3] is None else tokens(head[3])[0]
+    return Bundle(tokens(head[1])[0], tuple(tokens(line[head.end() :])), int(head[2]), head[4] is not None, component)
+
+
+def _parse_lent(line: str) -> tuple[int, str]:
+    found = re.fullmatch(rf"\s*lend (\d+) to {_NAME}\s*", line)
+    if found is None:
+        raise PlanError(f"cannot read {line.strip()!r}; it reads like 'lend 4096 to vae'")
+    return int(found[1]), tokens(found[2])[0]
 
 
 def _parse_strategy(line: str) -> tuple[str, dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -55,10 +55,38 @@ def good_plans() -> Iterator[tuple[str, Plan]]:
     yield "layerwise spread", planned("layerwise", "60%", prefetch=2, residents="spread")
     yield "model writeback", planned("model", "60%", writeback=True)
     yield "written back", make_plan(WRITTEN_BACK, COUNTER)
+    yield "program", program_of("30%")
+    yield "program that lends", program_of("30%", activations={"vae": 9 * UNIT})
+    yield "program with seats of their own", program_of("30%", activations={"prefill": 8 * UNIT, "vae": 2 * UNIT})
     yield "spilled", make_plan(SPILL, peaks(SKIP, mid=1600, deep=1600))
 
 
+def program_of(budget: str, activations: Mapping[str, int] | None = None) -> Plan:
+    """A text encoder once, a model in two phases that share its weights, a decoder once."""
+    sizes = {"clip": (4, 3), "prefill": (3, 2, 5, 2, 4, 2), "decode": (3, 2, 5, 2, 4, 2), "vae": (2, 2)}
+    traces = {}
+    for component, counts in sizes.items():
+        owner = "model" if component in ("prefill", "decode") else component
+        traces[component] = Trace.from_units(
+            {
+                "name": f"b{i}",
+                "seconds": 1e-6,
+                "tensors": {f"{owner}.{i}.0": UNIT * count, f"{owner}.{i}.1": UNIT},
+                "transient_bytes": (activations or {}).get(component, 100),
+            }
+            for i, count in enumerate(counts)
+        )
+    program = [("clip", 1), ("prefill", 1), ("decode", 3), ("vae", 1)]
+    return tgo.Planner.for_program(traces, program, budget, machine="cpu").plan()
+
+
 PLANS = dict(good_plans())
+
+
+def test_the_programs_are_of_the_kinds_that_they_should_be() -> None:
+    assert PLANS["program that lends"].lent == {"vae": 9 * UNIT}, PLANS["program that lends"]
+    assert any(bundle.component for bundle in PLANS["program with seats of their own"].bundles.values())
+    assert all(plan.streamed_bytes for name, plan in PLANS.items() if name.startswith("program"))
 
 
 def with_cycle(plan: Plan, cycle: str, tasks: Sequence[Task]) -> Plan:
@@ -83,7 +111,8 @@ def test_a_good_plan_is_proved_and_the_adversary_finds_nothing(name: str) -> Non
 @pytest.mark.parametrize("name", PLANS)
 def test_the_verifier_and_the_plan_agree_on_seats_though_they_share_no_code(name: str) -> None:
     program = Program(PLANS[name])
-    assert {weight: seat.start for weight, seat in program.seats.items()} == PLANS[name].seats
+    found = {name: {seat.weight: seat.start for seat in seats} for name, seats in program.seats.items()}
+    assert found == PLANS[name].seats_of
     assert program.sizes == PLANS[name].sizes
 
 

@@ -7,7 +7,8 @@ It unrolls a plan over its cold cycle and two steady ones, and proves two things
                               lead from one to the other, so they run in the order of issue
 
 So a call reads the same bytes however the lanes interleave. Three cycles stand for all: a steady cycle leaves each byte
-either untouched or as its last copy wrote it, so the third cycle begins exactly as every later one.
+either untouched or as its last copy wrote it, so the third cycle begins exactly as every later one. For the same reason
+three equal iterations in a row of a program's component stand for any number of them.
 
 It shares no code with what makes plans. It takes their edges as a claim, and computes everything else again.
 """
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from ..plan import Bundle, Plan
 
 ALIGNMENT = 512  # bytes: where the seat of a weight may begin
+KEPT = 3  # equal iterations in a row that stand for any number
 CONTEXT = 3  # lines of the plan printed on either side of a culprit
 
 
@@ -78,6 +80,7 @@ class Program:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
+        self.order = [call.name for call in plan.trace.order]
         self.steps: list[Step] = []
         self.cycles: list[list[Step]] = []
         for cycle, tasks in enumerate((plan.cold, plan.steady, plan.steady)):
@@ -96,15 +99,27 @@ class Program:
             self.activations[ACTIVATION + activation.name] = activation
 
     @cached_property
-    def seats(self) -> dict[str, Seat]:
-        """By weight. In a bundle, each weight begins at the next aligned byte behind the one before."""
-        found = {}
+    def seats(self) -> dict[str, list[Seat]]:
+        """By bundle. Each weight begins at the next aligned byte behind the one before."""
+        found: dict[str, list[Seat]] = {}
         for bundle in self.plan.bundles.values():
             start = bundle.offset
+            found[bundle.name] = []
             for weight in bundle.weights:
                 stop = start + self.plan.trace.weights[weight].nbytes
-                found[weight] = Seat(weight, bundle.name, start, stop)
+                found[bundle.name].append(Seat(weight, bundle.name, start, stop))
                 start = stop + -stop % ALIGNMENT
+        return found
+
+    @cached_property
+    def seats_for(self) -> dict[str, dict[str, Seat]]:
+        """By component and weight: where its calls read it, in a bundle of their own or in one for all."""
+        found: dict[str, dict[str, Seat]] = {call.component: {} for call in self.calls.values()}
+        for component, seats in found.items():
+            for bundle in self.plan.bundles.values():
+                for seat in self.seats[bundle.name]:
+                    if bundle.component == component or (bundle.component is None and seat.weight not in seats):
+                        seats[seat.weight] = seat
         return found
 
     @cached_property
@@ -112,10 +127,14 @@ class Program:
         """By bundle: the bytes from its first to its last."""
         found = {}
         for name, bundle in self.plan.bundles.items():
-            found[name] = 0
-            for weight in bundle.weights:
-                found[name] = max(found[name], self.seats[weight].stop - bundle.offset)
+            found[name] = max((seat.stop - bundle.offset for seat in self.seats[name]), default=0)
         return found
+
+    @cached_property
+    def room(self) -> dict[str, int]:
+        """By call: where the arena ends for it. Its activations use the bytes from there on."""
+        lent = self.plan.lent
+        return {name: self.plan.arena_bytes - lent.get(call.component, 0) for name, call in self.calls.items()}
 
     def activations_of(self, call: str) -> tuple[list[str], list[str]]:
         """The activations that a call reads and that other calls, or the caller, made; and those that it makes."""
@@ -159,33 +178,77 @@ def verify(plan: Plan, graph: TaskGraph | None = None) -> None:
     >>> trace = tgo.Trace.from_units([{"name": n, "seconds": 1e-3, "tensors": [2**20]} for n in "abcd"])
     >>> verify(tgo.Planner.for_trace(trace, "2MiB", strategy="layerwise", machine="cpu").plan())
     """
-    program = Program(plan)
-    prove_bundles(program)
-    prove_seats(program)
-    prove_tasks(program)
+    whole = Program(plan)
+    prove_bundles(whole)
+    prove_seats(whole)
+    prove_tasks(whole)
+    program = Program(few_iterations(plan)) if plan.trace.program else whole
     prove_residency(program)
-    order = prove_graph(program, plan.graph(cycles=len(program.cycles)) if graph is None else graph)
+    order = prove_graph(program, program.plan.graph(cycles=len(program.cycles)) if graph is None else graph)
     prove_gates(program, order)
     prove_room(program, order)
+    prove_lent(program)
     prove_bytes(program, order)
 
 
+def few_iterations(plan: Plan) -> Plan:
+    """The plan with three of the equal iterations that follow each other, if there are more."""
+    cold, steady = _iterations(plan, plan.cold), _iterations(plan, plan.steady)
+    names = [name for name, times in plan.trace.program for _ in range(times)]
+    kept = []
+    for index, name in enumerate(names):
+        alike = 0  # earlier iterations that are the same, in both cycles
+        while alike < KEPT and alike < index and names[index - alike - 1] == name:
+            before = index - alike - 1
+            if cold[before] != cold[index] or steady[before] != steady[index]:
+                break
+            alike += 1
+        if alike < KEPT:
+            kept.append(index)
+    return replace(
+        plan,
+        trace=replace(plan.trace, program=tuple((names[index], 1) for index in kept)),
+        cold=tuple(task for index in kept for task in cold[index]),
+        steady=tuple(task for index in kept for task in steady[index]),
+    )
+
+
+def _iterations(plan: Plan, tasks: Sequence[Task]) -> list[list[Task]]:
+    """The tasks of each iteration of a component, from its first call on; the first has what is before all calls."""
+    lengths = [len(plan.trace.calls_of[name]) for name, times in plan.trace.program for _ in range(times)]
+    found: list[list[Task]] = [[]]
+    missing = lengths[0]  # calls of this iteration
+    for task in tasks:
+        if task.kind == "compute":
+            if not missing:
+                missing = lengths[len(found)]
+                found.append([])
+            missing -= 1
+        found[-1].append(task)
+    return found
+
+
 def prove_bundles(program: Program) -> None:
-    """Each bundle holds weights of the trace, no weight is in two bundles, and every weight that is read is in one."""
+    """Each bundle holds weights of the trace, and each call finds each weight that it reads in just one bundle."""
     plan = program.plan
-    carrier: dict[str, Bundle] = {}
+    carrier: dict[tuple[str, str | None], Bundle] = {}
+    components = {call.component for call in program.calls.values()}
     for name, bundle in plan.bundles.items():
         if name != bundle.name or name.startswith(ACTIVATION):
             program.refuse(f"bundle {bundle.name!r} cannot go by the name {name!r}", bundle)
+        if bundle.component is not None and bundle.component not in components:
+            program.refuse(f"bundle {name!r} is for {bundle.component!r}, which has no call", bundle)
         for weight in bundle.weights:
             if weight not in plan.trace.weights:
                 program.refuse(f"bundle {name!r} holds {weight!r}, which is no weight of the trace", bundle)
-            other = carrier.setdefault(weight, bundle)
+            other = carrier.setdefault((weight, bundle.component), bundle)
             if other is not bundle or bundle.weights.count(weight) > 1:
                 program.refuse(f"weight {weight!r} is twice in bundles: {other.name!r} and {name!r}", other, bundle)
     for call in plan.trace.calls:
         for weight in call.reads:
-            if weight not in carrier:
+            if weight in call.writes and any(weight == other for other, component in carrier if component is not None):
+                program.refuse(f"{call.name} changes weight {weight!r}, which has a bundle for one component alone")
+            if (weight, None) not in carrier and (weight, call.component) not in carrier:
                 reader = (step for step in program.cycles[0] if step.task == Task("compute", call.name))
                 program.refuse(f"{call.name} reads weight {weight!r}, which has no seat: it is in no bundle", *reader)
 
@@ -207,7 +270,7 @@ def prove_tasks(program: Program) -> None:
         if fault := _fault_of(program, step.task):
             program.refuse(f"{step}: {fault}", step)
     for cycle, steps in enumerate(program.cycles):
-        expected = iter(program.calls)
+        expected = iter(program.order)
         for step in steps:
             if step.task.kind == "compute" and step.task.name != (call := next(expected, None)):
                 program.refuse(f"{step}: the trace has {f'the call {call!r}' if call else 'no call'} here", step)
@@ -245,18 +308,18 @@ def prove_residency(program: Program) -> None:
     for call in plan.trace.calls:
         written.update(call.writes)
         for weight in call.reads:
-            read.add(program.seats[weight].bundle)
+            read.add(program.seats_for[call.component][weight].bundle)
     for name, bundle in plan.bundles.items():
         if bundle.resident and name in arrivals:
             program.refuse(f"bundle {name!r} is resident, yet {arrivals[name]} copies it again", bundle, arrivals[name])
         if not bundle.resident and name in read and name not in arrivals:
             program.refuse(f"bundle {name!r} is never copied in a steady cycle: it should be marked resident", bundle)
-    for weight, reason in plan.trace.fixed.items():
-        if weight not in program.seats:
-            continue  # `prove_bundles` has proved that nobody reads it
-        bundle = plan.bundles[program.seats[weight].bundle]
-        if not bundle.resident and not (weight in written and bundle.name in departures):
-            program.refuse(f"weight {weight!r} must stay ({reason}), but bundle {bundle.name!r} does not", bundle)
+    for bundle in plan.bundles.values():
+        for weight in bundle.weights:
+            stays = bundle.resident or (weight in written and bundle.name in departures)
+            if weight in plan.trace.fixed and not stays:
+                reason = plan.trace.fixed[weight]
+                program.refuse(f"weight {weight!r} must stay ({reason}), but bundle {bundle.name!r} does not", bundle)
 
 
 # --- the graph: its nodes are the tasks, and its edges keep the order of each lane and of the gates ------------------
@@ -360,12 +423,40 @@ def prove_room(program: Program, order: Order) -> None:
             if absence.covers(step, order):
                 away.append(absence.name)
         activations = activation_peak(program, step, away)
-        nbytes = plan.arena_bytes + activations + plan.margin_bytes
+        room = program.room[step.task.name]
+        nbytes = room + activations + plan.margin_bytes
         if nbytes > plan.budget_bytes:
-            why = f"arena {plan.arena_bytes} + activations {activations} + margin {plan.margin_bytes} = {nbytes}"
+            why = f"arena {room} + activations {activations} + margin {plan.margin_bytes} = {nbytes}"
             early = [absence.back for absence in found if absence.back and absence.ends_too_early(step, order)]
             hint = "".join(f"; {copy} may run before it has ended" for copy in early)
             program.refuse(f"{step}: {why}, over the budget of {plan.budget_bytes}{hint}", step, *early)
+
+
+def prove_lent(program: Program) -> None:
+    """Only bytes of the arena are lent; and while calls of a component follow each other, no copy uses what they have.
+
+    Such a call counts as a write of these bytes. So `prove_bytes` proves that nothing else touches them while it runs.
+    """
+    plan, components = program.plan, {call.component for call in program.calls.values()}
+    for component, nbytes in plan.lent.items():
+        if component not in components or not 0 <= nbytes <= plan.arena_bytes:
+            program.refuse(f"{nbytes} bytes of an arena of {plan.arena_bytes} are lent to {component!r}")
+    copies = list[Step]()
+    owner, room = "", plan.arena_bytes
+    for step in program.steps:
+        if step.task.kind != "compute":
+            copies.append(step)
+            continue
+        call = program.calls[step.task.name]
+        if call.component == owner:
+            for copy in copies:
+                if not copy.task.is_activation and _arena_stop(program, copy.task) > room:
+                    program.refuse(f"{copy} uses bytes that are lent to {owner!r}", copy, step)
+        owner, room, copies = call.component, program.room[call.name], []
+
+
+def _arena_stop(program: Program, copy: Task) -> int:
+    return program.plan.bundles[copy.name].offset + (program.sizes[copy.name] if copy.stop is None else copy.stop)
 
 
 def activation_peak(program: Program, step: Step, away: Sequence[str]) -> int:
@@ -497,13 +588,16 @@ def _touches_of_call(program: Program, call: str) -> list[Touch]:
     """The weights that a call uses, neighbouring seats of one bundle joined if it uses them alike; then activations."""
     written = set(program.calls[call].writes)
     found: list[Touch] = []
-    for seat in sorted(map(program.seats.__getitem__, program.calls[call].reads), key=attrgetter("start")):
+    seats = program.seats_for[program.calls[call].component]
+    for seat in sorted(map(seats.__getitem__, program.calls[call].reads), key=attrgetter("start")):
         touch = Touch(ARENA, seat.start, seat.stop, seat.weight in written, seat.bundle)
         last = found[-1] if found else None
         if last and (last.stop, last.writes, last.bundle) == (touch.start, touch.writes, touch.bundle):
             found[-1] = replace(touch, start=last.start)
         else:
             found.append(touch)
+    if (room := program.room[call]) < program.plan.arena_bytes:
+        found.append(Touch(ARENA, room, program.plan.arena_bytes, writes=True))
     used, made = program.activations_of(call)
     for name in used:
         found.append(Touch(name, 0, program.activations[name].nbytes, writes=False))
@@ -547,6 +641,10 @@ def prove_contents(program: Program, where: str, place: int, accesses: Sequence[
     brought: Step | None = None
     changed: Step | None = None
     for step, touch in accesses:
+        if touch.writes and not touch.bundle:  # an activation lies there
+            prove_expendable(program, where, step, brought, changed)
+            brought = None
+            continue
         if touch.writes and step.task.kind == "h2d":
             prove_expendable(program, where, step, brought, changed)
             brought, changed = step, None
@@ -554,7 +652,7 @@ def prove_contents(program: Program, where: str, place: int, accesses: Sequence[
         if brought is None or brought.task.name != touch.bundle:
             wanted = f"{step} reads {_content(program, touch.bundle, place)} from {where}"
             if brought is None:
-                program.refuse(f"{wanted}: nothing has brought it", step)
+                program.refuse(f"{wanted}: nothing has brought it, or it was lent since", step)
             program.refuse(f"{wanted}, but {brought} has overwritten them", brought, step)
         if step.task.kind == "d2h":
             changed = None
@@ -563,7 +661,7 @@ def prove_contents(program: Program, where: str, place: int, accesses: Sequence[
 
 
 def prove_expendable(program: Program, where: str, copy: Step, brought: Step | None, changed: Step | None) -> None:
-    """A copy never overwrites a resident, nor bytes that changed since they were last copied home."""
+    """Nothing overwrites a resident, nor bytes that changed since they were last copied home."""
     if changed is not None:
         program.refuse(f"{copy} overwrites {where}, which {changed} changed and no d2h copied home", changed, copy)
     if brought is not None and brought.task.name != copy.task.name and program.plan.bundles[brought.task.name].resident:
@@ -572,7 +670,7 @@ def prove_expendable(program: Program, where: str, copy: Step, brought: Step | N
 
 def _content(program: Program, bundle: str, place: int) -> str:
     """What a bundle has at a place of the arena."""
-    for weight in program.plan.bundles[bundle].weights:
-        if program.seats[weight].start <= place < program.seats[weight].stop:
-            return f"weight {weight!r}"
+    for seat in program.seats[bundle]:
+        if seat.start <= place < seat.stop:
+            return f"weight {seat.weight!r}"
     return f"the gap between weights of {bundle!r}"
