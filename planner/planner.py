@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from taskgraph_offload.errors import SettingsError, shown
 from taskgraph_offload.nouns.budget import GIB, Budget, parse_budget
 from taskgraph_offload.nouns.machine import Machine
-from taskgraph_offload.nouns.program import program_trace
+from taskgraph_offload.nouns.program import Program, checked_program, program_trace, within
 from taskgraph_offload.nouns.reports import Comparison, Sweep
 from taskgraph_offload.nouns.timeline import Timeline
 from taskgraph_offload.nouns.trace import Trace
@@ -43,6 +43,9 @@ class Planner:
     activations, for the allocator, and the machine's `library_bytes`, unless the model is a toy with less than four
     times as many bytes of weights; on the CPU it is nothing.
 
+    For a whole request of a pipeline, `model` is a dict of its models. `program` has pairs: a model, or a method of one
+    as in "vae.decode", and how often it runs in a row. `inputs` is a dict with the inputs of each.
+
     >>> import torch
     >>> model = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(8)))
     >>> plan = Planner(model, "40KiB", inputs=(torch.ones(1, 64),), strategy="layerwise", machine="cpu").plan()
@@ -52,7 +55,7 @@ class Planner:
 
     def __init__(
         self,
-        model: torch.nn.Module,
+        model: torch.nn.Module | Mapping[str, torch.nn.Module],
         budget_gb: float | str,
         *,
         inputs: Any = None,
@@ -60,10 +63,12 @@ class Planner:
         strategy: str = strategies.DEFAULT,
         machine: Machine | str | None = None,
         blocks: Sequence[str] | None = None,
+        program: Sequence[tuple[str, int]] | None = None,
         **options: Any,
     ) -> None:
         self._settle(budget_gb, strategy, machine, options)
         self._model, self._inputs, self._entry, self._blocks = model, inputs, entry, blocks
+        self._program = _checked_program(model, inputs, program)
 
     @classmethod
     def from_settings(
@@ -137,13 +142,26 @@ class Planner:
     @property
     def inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of the call that is planned: positional ones, and those by keyword."""
+        if isinstance(self._model, Mapping):
+            raise SettingsError("several models are planned: each has inputs of its own")
         given = read_inputs(self._inputs)
         return given.args, dict(given.kwargs or {})
 
     @cached_property
     def trace(self) -> Trace:
-        """What the model's forward needs; captured when first asked for."""
+        """What the model's forward needs, or a whole request; captured when first asked for."""
+        if isinstance(self._model, Mapping):
+            return self._request_trace(self._model)
         return capture(self._model, self._inputs, entry=self._entry, blocks=self._blocks, on_cpu=self._runs_on_cpu)
+
+    def _request_trace(self, models: Mapping[str, torch.nn.Module]) -> Trace:
+        traces: dict[str, Trace] = {}
+        for phase in dict(self._program):
+            component, entry = _model_and_entry(phase, models)
+            inputs = (self._inputs or {}).get(phase)
+            trace = capture(models[component], inputs, entry=entry, blocks=self._blocks, on_cpu=self._runs_on_cpu)
+            traces[phase] = within(component, trace)
+        return program_trace(traces, self._program)
 
     @property
     def _runs_on_cpu(self) -> bool:
@@ -230,6 +248,38 @@ class Planner:
             with_more = step_with(self._request(), more, plan)
         enough = smallest_budget_without_stall(self.trace, self.machine) + self.margin_bytes
         return Outlook(enough, with_more)
+
+
+def _checked_program(
+    model: torch.nn.Module | Mapping[str, torch.nn.Module], inputs: Any, program: Sequence[tuple[str, int]] | None
+) -> Program:
+    """The phases of a request; none for one model."""
+    if not isinstance(model, Mapping):
+        if program is not None:
+            raise SettingsError("program= is for a dict of models; one model alone is called once in a step")
+        return ()
+    if program is None:
+        raise SettingsError(
+            f"how often does each of {', '.join(model)} run in a request? Give program=, such as "
+            f"[{', '.join(f'({name!r}, 1)' for name in model)}]"
+        )
+    known = {f"{phase}" for phase, *_ in program if isinstance(phase, str) and _model_and_entry(phase, model)}
+    if inputs is not None and not isinstance(inputs, Mapping):
+        raise SettingsError("the inputs of several models are a dict: for each phase of the program, its inputs")
+    for phase in inputs or {}:
+        if phase not in known:
+            raise SettingsError(f"inputs for {shown(phase)}, but the program has {', '.join(sorted(known))}")
+    return checked_program(program, known)
+
+
+def _model_and_entry(phase: str, models: Mapping[str, torch.nn.Module]) -> tuple[str, str]:
+    """The model of a phase and the method that it runs: "vae.decode" is the method `decode` of "vae"."""
+    if phase in models:
+        return phase, "forward"
+    component, _, entry = phase.rpartition(".")
+    if component not in models:
+        raise SettingsError(f"the program runs {shown(phase)}, but there are {', '.join(models)}")
+    return component, entry
 
 
 def parse_margin(value: float | str) -> Budget:

@@ -20,6 +20,7 @@ from taskgraph_offload.nouns.graph import LANES, Lane
 from taskgraph_offload.nouns.timeline import Span, Timeline
 
 from .callouts import Callout, Ruler, callouts
+from .fold import Phase, folded
 from .page import (
     BLUE,
     FAINT,
@@ -66,6 +67,7 @@ RATES: Final = 0.17
 HEADER: Final = 0.3
 NOTE: Final = 0.17
 CYCLE_NAMES: Final = 0.22
+PHASE_NAMES: Final = 0.18  # for programs
 CALLOUT: Final = 0.15
 LANE: Final = 0.34
 MEMORY: Final = 0.75
@@ -122,6 +124,8 @@ class Panel:
     callouts: Sequence[Callout]
     colours: dict[str, str]
     ruler: Ruler
+    phases: Sequence[Phase]
+    seconds: Sequence[float]  # of each cycle, also of what is left out of the picture
 
     @property
     def header_height(self) -> float:
@@ -130,7 +134,7 @@ class Panel:
     @property
     def lanes_height(self) -> float:
         rows = max((callout.row + 1 for callout in self.callouts), default=0)
-        return LANE * len(self.lanes) + CALLOUT * rows + CYCLE_NAMES
+        return LANE * len(self.lanes) + CALLOUT * rows + CYCLE_NAMES + (PHASE_NAMES if self.phases else 0.0)
 
     @property
     def height(self) -> float:
@@ -144,7 +148,8 @@ class Panel:
 def arrange(timelines: Sequence[Timeline]) -> list[Panel]:
     """A panel for each timeline, all on one time axis and in the same colours."""
     _check(timelines)
-    shown = _aligned([_first_cycles(timeline) for timeline in timelines])
+    folds = [folded(_first_cycles(timeline)) for timeline in timelines]
+    shown = _aligned([timeline for timeline, _ in folds])
     spans = [span for timeline in shown for span in timeline.spans]
     begin = min(span.start for span in spans)
     length = max(span.stop for span in spans) - begin or 1.0  # a trace without costs takes no time
@@ -161,6 +166,8 @@ def arrange(timelines: Sequence[Timeline]) -> list[Panel]:
             callouts(timeline, ruler),
             colours,
             ruler,
+            folds[index][1],
+            [end - begin for begin, end in map(timelines[index].window, range(timeline.cycles))],
         )
         for index, timeline in enumerate(shown)
     ]
@@ -210,7 +217,7 @@ def header(timeline: Timeline, others: Sequence[Timeline] = ()) -> str:
     """A timeline in one line: the step, how far it is from the bound, what was hidden, and the memory."""
     step, bound, waits = timeline.step_seconds, timeline.bound_seconds, timeline.stall_seconds
     is_cold = _has_only_a_cold_step(timeline)
-    words = [f"{'cold ' * is_cold}step {readable_seconds(step)}"]
+    words = [f"{'cold ' * is_cold}{cycle_of(timeline)} {readable_seconds(step)}"]
     if bound > 0 and not is_cold:
         words[0] += f" = {step / bound:.2f} {TIMES} bound {readable_seconds(bound)}"
     guess = next((other for other in others if other.source == "predicted"), None)
@@ -221,8 +228,13 @@ def header(timeline: Timeline, others: Sequence[Timeline] = ()) -> str:
     words.append(f"overlap {timeline.overlap:.0%}")
     words.append(f"peak {readable(timeline.peak_bytes)}")
     if timeline.cycles > SHOWN_CYCLES:
-        words.append(f"first {SHOWN_CYCLES} of {timeline.cycles} steps shown, figures of the last")
+        words.append(f"first {SHOWN_CYCLES} of {timeline.cycles} {cycle_of(timeline)}s shown, figures of the last")
     return BETWEEN.join(words)
+
+
+def cycle_of(timeline: Timeline) -> str:
+    """What one cycle of a timeline is called."""
+    return "request" if timeline.of_program else "step"
 
 
 def note(timeline: Timeline) -> str:
@@ -250,7 +262,7 @@ def _rates(timelines: Sequence[Timeline]) -> str:
 
 def _rates_of(timeline: Timeline) -> list[str]:
     """The compute of the last step, and the rate of each link in it."""
-    rates = [f"compute {readable_seconds(timeline.compute_seconds)} a step"]
+    rates = [f"compute {readable_seconds(timeline.compute_seconds)} a {cycle_of(timeline)}"]
     for lane in LANES:
         rate = timeline.bytes_per_second(lane)
         if lane != "compute" and rate:
@@ -281,10 +293,12 @@ def _draw_panel(page: Page, panel: Panel, top: float, is_last: bool) -> None:
     _draw_lanes(lanes, panel)
     _draw_memory(memory, panel.timeline)
     _draw_cycles(lanes, memory, panel)
+    _draw_phases(lanes, memory, panel)
     unit = _count_time(memory, panel.ruler.end - panel.ruler.begin)
     memory.tick_params(axis="x", labelbottom=is_last)
     if is_last:
-        page.write(LEFT, FOOT_LINE, f"time in {unit}", size=TEXT_POINTS)
+        what_repeats = ", without what repeats" if any(phase.left_out for phase in panel.phases) else ""
+        page.write(LEFT, FOOT_LINE, f"time in {unit}{what_repeats}", size=TEXT_POINTS)
 
 
 def _draw_lanes(axes: Axes, panel: Panel) -> None:
@@ -387,16 +401,37 @@ def _draw_cycles(lanes: Axes, memory: Axes, panel: Panel) -> None:
         axes.vlines(timeline.ends, low, high, colors=INK, linewidth=0.6, linestyle=(0, (2, 2)))
     for cycle in range(timeline.cycles):
         begin, end = timeline.window(cycle)
-        label = _cycle_name(timeline, cycle, (end - begin) * panel.ruler.points_per_second - 6)
+        room = (end - begin) * panel.ruler.points_per_second - 6
+        label = _cycle_name(timeline, cycle, panel.seconds[cycle], room)
         lanes.text((begin + end) / 2, top - 0.03, label, ha="center", va="top", fontsize=TEXT_POINTS, color=INK)
 
 
-def _cycle_name(timeline: Timeline, cycle: int, room: float) -> str:
+def _draw_phases(lanes: Axes, memory: Axes, panel: Panel) -> None:
+    """Name the phases of a program below the names of the cycles; a white gap is where iterations are left out."""
+    top = panel.lanes_height - CYCLE_NAMES
+    for phase in panel.phases:
+        times = f" {TIMES} {phase.times}" if phase.times > 1 else ""
+        gap = f", {phase.left_out} of them left out" if phase.left_out else ""
+        room = (phase.stop - phase.start) * panel.ruler.points_per_second - 4
+        names = (
+            f"{legible(phase.component)}{times}{gap}",
+            f"{legible(phase.component)}{times}",
+            legible(phase.component),
+        )
+        name = next((name for name in names if text_points(name, SMALL_POINTS) <= room), "")
+        middle = (phase.start + phase.stop) / 2
+        lanes.text(middle, top - 0.02, name, ha="center", va="top", fontsize=SMALL_POINTS, color=INK)
+        for axes, low, high in ((lanes, 0.0, LANE * len(panel.lanes)), (memory, *memory.get_ylim())):
+            axes.vlines(phase.stop, low, high, colors=INK, linewidth=0.4, linestyle=(0, (1, 2)))
+            if phase.left_out:
+                axes.vlines(phase.cut, low, high, colors="white", linewidth=5)
+
+
+def _cycle_name(timeline: Timeline, cycle: int, seconds: float, room: float) -> str:
     """The name and the length of a cycle; only the name, or nothing, where the room is small."""
-    begin, end = timeline.window(cycle)
-    number = cycle if timeline.starts_cold else cycle + 1
-    name = f"step {number}" if number else "cold step"
-    labels = (f"{name}   {readable_seconds(end - begin)}", name)
+    number, what = cycle if timeline.starts_cold else cycle + 1, cycle_of(timeline)
+    name = f"{what} {number}" if number else f"cold {what}"
+    labels = (f"{name}   {readable_seconds(seconds)}", name)
     return next((label for label in labels if text_points(label, TEXT_POINTS) <= room), "")
 
 

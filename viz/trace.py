@@ -53,7 +53,9 @@ def trace_events(timelines: Sequence[Timeline]) -> list[Event]:
     for process, timeline in enumerate(timelines, 1):
         spans = {span.node: span for span in timeline.spans}
         names += _names(process, timeline)
-        events += [_slice(process, span, spans.get(span.waited_for or "")) for span in timeline.spans]
+        causes = (spans.get(span.waited_for or "") for span in timeline.spans)
+        pairs = zip(timeline.spans, causes, strict=True)
+        events += [_slice(process, span, cause, timeline.of_program) for span, cause in pairs]
         events += _arrows(process, timeline, spans, arrows)
         events += _step_ends(process, timeline)
         events += _counters(process, timeline)
@@ -76,7 +78,7 @@ def _names(process: int, timeline: Timeline) -> Iterator[Event]:
             yield {**place, "name": "thread_sort_index", "args": {"sort_index": LANES.index(lane)}}
 
 
-def _slice(process: int, span: Span, cause: Span | None) -> Event:
+def _slice(process: int, span: Span, cause: Span | None, of_program: bool) -> Event:
     start, stop = _nanoseconds(span.start), _nanoseconds(span.stop)
     return {
         "ph": "X",
@@ -86,13 +88,15 @@ def _slice(process: int, span: Span, cause: Span | None) -> Event:
         "cat": span.lane,
         "ts": start / 1000,
         "dur": (stop - start) / 1000,
-        "args": _arguments(span, cause),
+        "args": _arguments(span, cause, of_program),
     }
 
 
-def _arguments(span: Span, cause: Span | None) -> dict[str, Any]:
+def _arguments(span: Span, cause: Span | None, of_program: bool) -> dict[str, Any]:
     """The details that a click on a slice shows."""
     arguments: dict[str, Any] = {"task": span.node, "call": span.call, "cycle": span.cycle}
+    if of_program:
+        arguments |= {"component": span.component, "iteration": span.iteration}
     if span.lane != "compute":
         arguments["bytes"] = span.nbytes
     if span.waited_for is not None:
@@ -117,7 +121,8 @@ def _arrows(process: int, timeline: Timeline, spans: Mapping[str, Span], numbers
 def _step_ends(process: int, timeline: Timeline) -> Iterator[Event]:
     for cycle, end in enumerate(timeline.ends):
         number = cycle if timeline.starts_cold else cycle + 1
-        name = f"end of step {number}" if number else "end of the cold step"
+        what = "request" if timeline.of_program else "step"
+        name = f"end of {what} {number}" if number else f"end of the cold {what}"
         yield {
             "ph": "i",
             "s": "p",

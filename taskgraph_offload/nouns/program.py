@@ -15,7 +15,7 @@ the next one, so one in the middle stands for all of those (`lengthened`):
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal, TypeAlias, get_args
@@ -51,7 +51,7 @@ def program_trace(traces: Mapping[str, Trace], program: Sequence[tuple[str, int]
     >>> [call.name for call in trace.order]
     ['encoder.layer', 'unet.down', 'unet.up', 'unet.down', 'unet.up']
     """
-    phases = _read(program, traces)
+    phases = checked_program(program, traces)
     names = list(dict.fromkeys(name for name, _ in phases))
     if any(traces[name].program for name in names):
         raise SettingsError("a program is made of the traces of single models, not of programs")
@@ -156,13 +156,14 @@ def _iterations(tasks: Sequence[Task], trace: Trace) -> Iterator[tuple[str, tupl
             begin = end
 
 
-def _read(program: Sequence[tuple[str, int]], traces: Mapping[str, Trace]) -> Program:
+def checked_program(program: Sequence[tuple[str, int]], known: Collection[str]) -> Program:
+    """The phases of a program, each of something that is known."""
     phases: list[tuple[str, int]] = []
     for phase in program:
         match phase:
             case (str() as name, int() as times) if times > 0 and not isinstance(times, bool):
-                if name not in traces:
-                    raise SettingsError(f"the program runs {shown(name)}, but there are {', '.join(traces)}")
+                if name not in known:
+                    raise SettingsError(f"the program runs {shown(name)}, but there are {', '.join(known)}")
                 phases.append((name, times))
             case _:
                 raise SettingsError(f"{shown(phase)} is no phase; give a component and how often it runs: ('unet', 28)")

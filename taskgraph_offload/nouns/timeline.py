@@ -20,7 +20,8 @@ ROUNDING = 1e-6  # of a bound: a step that is shorter by less than this is not s
 class Span:
     """One task as it ran, or will run: `[start, stop)` in seconds from the beginning of the first cycle.
 
-    `waited_for` is a node: of all tasks that this one had to wait for, the one that ended last.
+    `waited_for` is a node: of all tasks that this one had to wait for, the one that ended last. `component` and
+    `iteration`, in a program: whose call it is, or copies for, and how often in a row that one has run before.
     """
 
     node: str
@@ -32,6 +33,8 @@ class Span:
     stop: float
     nbytes: int = 0
     waited_for: str | None = None
+    component: str = ""
+    iteration: int = 0
 
     @property
     def seconds(self) -> float:
@@ -66,7 +69,7 @@ class Timeline:
     """Some cycles of a plan. The first is the cold one if `starts_cold`; the last one is the steady step.
 
     Pictures use `title` and `budget_bytes`. `bound_seconds` is the plan's bound on the step, at the rates of the plan's
-    machine; 0 if nobody computed it.
+    machine; 0 if nobody computed it. A cycle of a program is a request.
     """
 
     source: Literal["predicted", "measured"]
@@ -76,6 +79,7 @@ class Timeline:
     title: str = ""
     bound_seconds: float = 0.0
     starts_cold: bool = True
+    of_program: bool = False
 
     @cached_property
     def cycles(self) -> int:

@@ -171,6 +171,17 @@ class Trace:
         return tuple(chain.from_iterable(self.calls_of[component] * times for component, times in self.program))
 
     @cached_property
+    def iterations(self) -> tuple[int, ...]:
+        """For each call in `order`: how often in a row its component has run before."""
+        if not self.program:
+            return (0,) * len(self.calls)
+        found: list[int] = []
+        for component, times in self.program:
+            for iteration in range(times):
+                found += [iteration] * len(self.calls_of[component])
+        return tuple(found)
+
+    @cached_property
     def calls_of(self) -> Mapping[str, tuple[Call, ...]]:
         """The calls of each component, in order."""
         found: dict[str, list[Call]] = defaultdict(list)

@@ -38,13 +38,17 @@ Edge: TypeAlias = tuple[str, str, Reason]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A task of the unrolled plan: its node's name, its cycle and lane, and the call that it is or copies for."""
+    """A task of the unrolled plan: its node's name, its cycle and lane, and the call that it is or copies for.
+
+    `iteration`: how often in a row that call's component has run before, in a program.
+    """
 
     node: str
     cycle: int
     task: Task
     lane: Lane
     call: str
+    iteration: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,7 @@ def connect(plan: Plan, cycles: int = 3) -> TaskGraph:
             kind=task.kind,
             lane=step.lane,
             call=step.call,
+            iteration=step.iteration,
             cycle=step.cycle,
             task=task,
             seconds=seconds[step.call] if step.lane == "compute" else plan.machine.copy_seconds(step.lane, nbytes),
@@ -94,7 +99,7 @@ def unroll(plan: Plan, cycles: int) -> list[Step]:
             name = f"{cycle}/{task.kind} {task.name}" + ("" if task.stop is None else f" [{task.start}:{task.stop}]")
             seen[name] = seen.get(name, 0) + 1
             node = name if seen[name] == 1 else f"{name} #{seen[name]}"
-            steps.append(Step(node, cycle, task, task.lane, next(calls)))
+            steps.append(Step(node, cycle, task, task.lane, *next(calls)))
     return steps
 
 
@@ -185,8 +190,10 @@ def _accesses_of_call(plan: Plan, call: Call) -> list[Access]:
     return found
 
 
-def _served_calls(plan: Plan, tasks: list[Task]) -> list[str]:
-    """The call that each task is or copies for: the next that reads what comes, the last that used what goes."""
+def _served_calls(plan: Plan, tasks: list[Task]) -> list[tuple[str, int]]:
+    """The call that each task is or copies for, and its iteration: the next that reads what comes, the last that used
+    what goes.
+    """
     calls: list[str] = []
     readers: dict[str, list[int]] = defaultdict(list)
     for task in (*tasks, *plan.steady):
@@ -194,16 +201,17 @@ def _served_calls(plan: Plan, tasks: list[Task]) -> list[str]:
             for name in plan.reads_of[task.name]:
                 readers[name].append(len(calls))
             calls.append(task.name)
-    served, place = list[str](), 0  # so many calls are behind
+    iterations, served, place = plan.trace.iterations, list[tuple[str, int]](), 0  # so many calls are behind
     for task in tasks:
         if task.kind == "compute":
-            served.append(task.name)
+            served.append((task.name, iterations[place % len(iterations)]))
             place += 1
             continue
         places, back = readers[task.name], int(task.kind == "d2h")
         found = bisect_left(places, place) - back
         index = places[found] if 0 <= found < len(places) else place - back
-        served.append(calls[index] if 0 <= index < len(calls) else "")
+        known = 0 <= index < len(calls)
+        served.append((calls[index], iterations[index % len(iterations)]) if known else ("", 0))
     return served
 
 

@@ -332,7 +332,8 @@ class Plan:
                     start, last = stops[before], before
             stops[node] = stop = start + data["seconds"]
             name, call, nbytes = data["task"].name, data["call"], data["nbytes"]
-            spans.append(Span(node, name, data["lane"], call, data["cycle"], start, stop, nbytes, last))
+            where = plan.calls[call].component if call else "", data["iteration"]
+            spans.append(Span(node, name, data["lane"], call, data["cycle"], start, stop, nbytes, last, *where))
             if data["kind"] == "compute":
                 memory.append(MemoryPoint(start, plan.used_bytes[call]))
         return Timeline(
@@ -342,6 +343,7 @@ class Plan:
             budget_bytes=plan.budget_bytes,
             title=plan.title,
             bound_seconds=plan.bound.step_seconds,
+            of_program=bool(plan.trace.program),
         )
 
     def verify(self) -> None:
