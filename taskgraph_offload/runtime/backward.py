@@ -39,9 +39,10 @@ def saved_from_home(find: Find) -> AbstractContextManager[Any]:
     """A context in which autograd saves views of weights by their place at home.
 
     If saved-tensor hooks are on already (a checkpoint's, for example), they get every tensor as usual, and a copy of
-    each view of a weight.
+    each view of a weight. Before torch 2.8 nobody can ask for them: then tensors are saved as if there were none.
     """
-    if (outer := torch._C._autograd._top_saved_tensors_default_hooks(True)) is not None:
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    if top is not None and (outer := top(True)) is not None:
         pack_outer, unpack_outer = outer
         return torch.autograd.graph.saved_tensors_hooks(
             lambda tensor: pack_outer(tensor.detach().clone() if _place(tensor, find) else tensor), unpack_outer

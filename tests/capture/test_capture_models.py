@@ -153,7 +153,9 @@ def test_a_small_model_is_traced_as_it_runs(name: str) -> None:
     trace = capture(model, inputs)
     assert trace.flops == counted_flops(model, inputs)
     assert_trace_is_what_happens(model, inputs, trace, peaks=name != "inference mode")  # naively, attention is whole
-    assert trace.source == ("real" if name == "mixtral" else "fake")  # its grouped products refuse fakes in float32
+    assert (
+        trace.source == "fake" or name == "mixtral"
+    )  # before torch 2.15, its grouped products refuse fakes in float32
     with torch.no_grad():  # and still runs: no fake tensor stayed behind
         model(**inputs)
 

@@ -269,6 +269,10 @@ def libraries() -> int:
     return nbytes
 
 
+# Whether torch keeps the memory that matrix products need. From 2.15 on, it does not on the simulated GPU.
+KEEP = not card.is_here() or tuple(map(int, torch.__version__.split(".")[:2])) < (2, 15)
+
+
 def small() -> tuple[Case, tgo.Trace]:
     """A model of 144 MiB, of which CUDA's libraries would take a good part."""
     plain = Case(nn.Sequential(*(nn.Linear(2048, 2048) for _ in range(9))), {"input": torch.randn(8, 2048)})
@@ -289,7 +293,7 @@ def test_the_budget_holds_what_cudas_libraries_take_and_the_peak_is_what_was(lib
                 plain.model(plain.inputs["input"].cuda())
             peak = torch.cuda.max_memory_allocated() - before
     assert run.stats.peak_bytes == peak, "without what others hold"
-    assert plan.arena_bytes + libraries < peak <= plan.budget_bytes
+    assert plan.arena_bytes + libraries * KEEP < peak <= plan.budget_bytes
     del others
 
 
@@ -301,7 +305,9 @@ def test_what_cudas_libraries_take_is_what_the_first_products_of_a_stream_take(m
         before = torch.cuda.memory_allocated()
         taken = cuda.library_bytes.__wrapped__(x.device)
         kept, peak = torch.cuda.memory_allocated() - before, torch.cuda.max_memory_allocated() - before
-        assert 0 < kept <= taken <= peak <= taken + 2 * x.nbytes
+        assert (kept > 0) == KEEP
+        assert kept <= taken
+        assert taken * KEEP <= peak <= taken + 2 * x.nbytes
         torch.mm(x, x)
         assert torch.cuda.memory_allocated() - before == kept, "the next products take nothing more"
 

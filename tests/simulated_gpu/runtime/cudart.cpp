@@ -101,8 +101,9 @@ extern "C" {
 
 cudaError_t cudaGetDeviceCount(int* number) {
   ENTER(cudaGetDeviceCount);
-  *number = 1;
-  return cudaSuccess;
+  const char* visible = getenv("CUDA_VISIBLE_DEVICES");
+  *number = visible && !*visible ? 0 : 1;
+  return *number ? cudaSuccess : failed(cudaErrorNoDevice);
 }
 cudaError_t cudaGetDevice(int* device) {
   *device = current_device;
