@@ -1,10 +1,11 @@
-"""Draws the pictures of these pages, from one small made-up model. All times in them are predicted.
+"""Draws the pictures of these pages, from one small made-up model and one real pipeline. All times are predicted.
 
 python docs/draw_pictures.py [folder]
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from itertools import accumulate
 from pathlib import Path
@@ -47,6 +48,16 @@ def main() -> None:
     tgo.viz.save_timeline(folder / "timelines.png", layerwise.predict(), auto.predict())
     draw_bound(folder / "bound.png", auto)
     draw_ring(folder / "ring.png", auto)
+    tgo.viz.save_timeline(folder / "request.png", flux().predict(requests=2))
+
+
+def flux() -> tgo.Plan:
+    """A request of Flux.1-dev in 12 GiB: CLIP and T5 once, the transformer 28 times, the VAE once."""
+    cases = Path(__file__).parent.parent / "tests" / "cases" / "program_cases.json"
+    case = json.loads(cases.read_text())["flux-dev-1024"]
+    traces = {name: tgo.Trace.from_units(units) for name, units in case["components"].items()}
+    program = [(name, times) for name, times in case["phases"]]
+    return tgo.Planner.for_program(traces, program, 12, machine="rtx4090").plan()
 
 
 def planner(strategy: str) -> tgo.Planner:

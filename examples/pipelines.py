@@ -1,4 +1,4 @@
-"""Plans whole requests of full-size pipelines without one weight: text encoders once, the transformer many times, a VAE.
+"""Plans whole requests of full-size pipelines, without one weight: text encoders once, a transformer often, a VAE.
 
 Needs diffusers and transformers for the architectures. The models are built from their configurations on the meta
 device, so nothing is downloaded, and no GPU is needed. For each budget the table has the predicted seconds of a request

@@ -7,7 +7,8 @@ import pytest
 import taskgraph_offload as tgo
 
 SIGNATURES = {
-    "Planner": "model budget_gb * inputs entry strategy machine blocks **options",
+    "Planner": "model budget_gb * inputs entry strategy machine blocks program **options",
+    "Planner.for_program": "traces program budget_gb * strategy machine **options",
     "Planner.for_trace": "trace budget_gb * strategy machine **options",
     "Planner.plan": "self",
     "Planner.calibrate": "self timeline",

@@ -29,6 +29,7 @@ EXAMPLES = {
     "how_much_memory": ["--steps", "3", "--out", "."],
     "transformers_llama": [],
     "diffusers_flux": ["--steps", "2"],
+    "pipelines": ["--pipelines", "sdxl", "--budgets", "6", "8", "--out", "."],
 }
 NO_EXAMPLE = {"tiny_dit"}  # the model of the examples
 

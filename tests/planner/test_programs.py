@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from taskgraph_offload.planner.strategies import names as strategy_names
+from torch import nn
 
 import taskgraph_offload as tgo
 from taskgraph_offload.nouns.graph import Task
@@ -232,3 +234,61 @@ def test_a_trace_of_one_model_is_as_it_was() -> None:
     trace = unets()["unet"]
     assert trace.order is trace.calls
     assert json.loads(json.dumps(trace.program)) == []
+
+
+class Coder(nn.Module):
+    """A model with two methods that run on their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(*(nn.Linear(32, 32) for _ in range(3)))
+        self.decoder = nn.Sequential(*(nn.Linear(32, 32) for _ in range(3)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.decode(self.encoder(x))
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(self.decoder(z))
+
+
+MODELS = {"text": nn.Sequential(*(nn.Linear(32, 32) for _ in range(4))), "vae": Coder()}
+INPUTS = {"text": (torch.ones(1, 32),), "vae.decode": (torch.ones(2, 32),), "vae": (torch.ones(2, 32),)}
+
+
+def test_the_models_of_a_pipeline_are_traced_each_with_its_inputs() -> None:
+    program = [("text", 3), ("vae.decode", 1)]
+    inputs = {name: INPUTS[name] for name, _ in program}
+    planner = tgo.Planner(MODELS, "50%", inputs=inputs, program=program, machine="cpu")
+    assert planner.trace.program == (("text", 3), ("vae.decode", 1))
+    read = set(planner.trace.readers)
+    assert {"text.0.weight", "vae.decoder.2.bias"} <= read <= set(planner.trace.weights)
+    assert not any(name.startswith("vae.encoder") for name in read)
+    plan = planner.plan()
+    assert plan.peak_bytes <= plan.budget_bytes
+    assert [task.name for task in plan.steady if task.kind == "compute"][:4] == [f"text.{i}" for i in range(4)]
+
+
+def test_two_methods_of_one_model_share_its_weights() -> None:
+    program = [("vae", 1), ("vae.decode", 2)]
+    planner = tgo.Planner(MODELS, "50%", inputs={n: INPUTS[n] for n, _ in program}, program=program, machine="cpu")
+    decoders = [call.reads for call in planner.trace.calls if "decoder.1" in call.name]
+    assert len(decoders) == 2
+    assert decoders[0] == decoders[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({}, "how often does each of text, vae run"),
+        ({"program": [("text", 1), ("audio", 1)]}, "'audio'.*there are text, vae"),
+        ({"program": [("text", 0)]}, "is no phase"),
+        ({"program": []}, "at least one phase"),
+        ({"program": [("text", 1)], "inputs": (torch.ones(1, 32),)}, "for each phase"),
+        ({"program": [("text", 1)], "inputs": {"vae": ()}}, "the program has text"),
+    ],
+)
+def test_models_without_a_program_that_makes_sense_are_refused(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(tgo.SettingsError, match=words):
+        tgo.Planner(MODELS, "50%", machine="cpu", **arguments)
+    with pytest.raises(tgo.SettingsError, match="dict of models"):
+        tgo.Planner(MODELS["text"], "50%", program=[("text", 1)], machine="cpu")

@@ -1,6 +1,7 @@
 """Settings files that make no sense: one line that says where, and which keys are accepted there."""
 
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -101,8 +102,9 @@ def test_every_option_of_every_strategy_is_checked_by_its_annotation(tmp_path):
         for option in options:
             refusal = f"option '{option}' of {name} is "
             assert f"line 3: {refusal}" in refused(tmp_path, f"strategy: {name}\noptions:\n  {option}: so so\n")
+            wrong: dict[str, Any] = {option: "so so"}
             with pytest.raises(tgo.SettingsError, match=refusal):
-                tgo.Planner(torch.nn.Linear(2, 2), 1, strategy=name, **{option: "so so"})
+                tgo.Planner(torch.nn.Linear(2, 2), 1, strategy=name, **wrong)
             checked += 1
     assert checked >= 4
 
