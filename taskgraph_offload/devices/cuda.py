@@ -20,7 +20,7 @@ from torch.utils._mode_utils import no_dispatch
 from ..errors import ExecutionError, SettingsError
 from ..nouns.budget import readable
 from ..nouns.graph import Lane as LaneName
-from ..nouns.machine import LIBRARIES_BEFORE_HOPPER, LIBRARIES_FROM_HOPPER_ON, Machine
+from ..nouns.machine import LIBRARIES_BEFORE_HOPPER, LIBRARIES_FROM_HOPPER_ON, LIGHT_KIB, Machine
 from .base import Range, refuse_link
 
 _PORTABLE = 1  # cudaHostRegisterPortable
@@ -269,10 +269,16 @@ def _taken_by_products(device: torch.device) -> int:
 
 
 def _documented_library_bytes(device: torch.device) -> int:
+    shared = LIGHT_KIB << 10 if _light_shares_memory() else 0
     if sizes := re.findall(r":(\d+):(\d+)", os.environ.get("CUBLAS_WORKSPACE_CONFIG", "")):
-        return (sum(int(kib) * int(count) for kib, count in sizes) + 1024) * 1024
+        return ((sum(int(kib) * int(count) for kib, count in sizes) + LIGHT_KIB) << 10) - shared
     is_new = torch.cuda.get_device_capability(device) >= (9, 0)
-    return LIBRARIES_FROM_HOPPER_ON if is_new else LIBRARIES_BEFORE_HOPPER
+    return (LIBRARIES_FROM_HOPPER_ON if is_new else LIBRARIES_BEFORE_HOPPER) - shared
+
+
+def _light_shares_memory() -> bool:
+    """Whether cuBLASLt uses the memory of cuBLAS, as from torch 2.13 on."""
+    return tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
 
 
 def _allocated(device: torch.device) -> dict[str, int]:

@@ -161,14 +161,15 @@ _MAY_BE_ZERO = {"latency_seconds", "library_bytes"}
 # 25 and 55 GB/s, and one copy costs about 10 microseconds besides its bytes.
 #
 # Torch gives cuBLAS a workspace of 32 MiB on Hopper and Blackwell, and of 8.125 MiB on older cards (two of 4 MiB, eight
-# of 16 KiB), and cuBLASLt 1 MiB; CUBLAS_WORKSPACE_CONFIG and CUBLASLT_WORKSPACE_SIZE change that.
+# of 16 KiB), and cuBLASLt 1 MiB, before 2.13; CUBLAS_WORKSPACE_CONFIG and CUBLASLT_WORKSPACE_SIZE change that.
 
 _SHARE_OF_COMPUTE = 0.6
 _SHARE_OF_MEMORY = 0.9
 _PCIE_4_X16 = 25e9
 _PCIE_5_X16 = 55e9
-LIBRARIES_BEFORE_HOPPER = (8320 + 1024) << 10
-LIBRARIES_FROM_HOPPER_ON = (32 + 1) << 20
+LIGHT_KIB = 1024  # for cuBLASLt; the rest is for cuBLAS
+LIBRARIES_BEFORE_HOPPER = (8320 + LIGHT_KIB) << 10
+LIBRARIES_FROM_HOPPER_ON = (32768 + LIGHT_KIB) << 10
 
 
 def _card(name: str, link: float, peak_flops: float, peak_memory: float, libraries: int) -> Machine:
