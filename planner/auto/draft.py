@@ -47,7 +47,7 @@ from taskgraph_offload.nouns.graph import Task
 from taskgraph_offload.nouns.machine import Machine
 from taskgraph_offload.nouns.ranges import ByteMap
 from taskgraph_offload.nouns.trace import Trace
-from taskgraph_offload.plan.plan import span_bytes
+from taskgraph_offload.plan.plan import ALIGNMENT, span_bytes
 
 from ..strategies import Schedule, unique
 from .fluid import Stock, Visits, subset_sums
@@ -216,13 +216,27 @@ def ring(units: Sequence[Sequence[int]], sizes: Sequence[int], room: int) -> lis
             ahead, rest = split(unit, sizes, room - cursor)
             rest_bytes = sum(map(sizes.__getitem__, rest))
             if ahead and rest_bytes <= cursor:
-                bundles.append((cursor, ahead))
+                bundles.append((_longest_unused(bundles, sizes, cursor, room, nbytes - rest_bytes), ahead))
                 nbytes, bundle = rest_bytes, rest
             cursor = 0
         if bundle:
             bundles.append((cursor, bundle))
         cursor += nbytes
     return bundles
+
+
+def _longest_unused(
+    bundles: Sequence[tuple[int, Sequence[int]]], sizes: Sequence[int], first: int, room: int, nbytes: int
+) -> int:
+    """Where to put so many bytes between `first` and the end: at `first`, or at the end if that was used longer ago."""
+    last = max(first, (room - nbytes) // ALIGNMENT * ALIGNMENT)
+    for offset, items in reversed(bundles):
+        stop = offset + sum(map(sizes.__getitem__, items))
+        if offset < last + nbytes and last < stop:
+            return first
+        if offset < first + nbytes and first < stop:
+            return last
+    return first
 
 
 def split(unit: Sequence[int], sizes: Sequence[int], room: int) -> tuple[list[int], list[int]]:

@@ -50,6 +50,7 @@ How many bytes of each unit stream: first as if bytes were a fluid, then in whol
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -395,6 +396,47 @@ def roundings(candidate: Candidate, by_units: bool) -> list[Chosen]:
             whole = round_to_items(asked, list(zip(map(int, streamable.nbytes), strict=True)))
             found.append(tuple([unit if some else () for unit, some in zip(items, whole, strict=True)]))
     return found
+
+
+_ALIKE = 8  # so many units with the same items are a pattern
+
+
+def patterns(stock: Stock, missing: int) -> Iterator[Chosen]:
+    """Choices in which the same items of evenly spread units stream, for models that are many times the same block.
+
+    The ring holds what streams of a unit, and one item of the next unit: while a unit computes, the link brings that. A
+    few more units stream one item, so that the ring has this size.
+    """
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for unit, sizes in enumerate(stock.everything.sizes):
+        alike.setdefault(tuple(sorted(sizes)), []).append(unit)
+    sizes, units = max(alike.items(), key=lambda found: sum(found[0]) * len(found[1]))
+    if len(units) < _ALIKE:
+        return
+    for streamed, chosen in subset_sums(enumerate(sizes)).items():
+        for ahead in {sizes[place] for place in chosen}:
+            count, rest = divmod(missing + streamed + ahead, streamed)
+            more = -(-rest // ahead)
+            if count > 0 and count + more <= len(units):
+                yield _pattern(stock, units, [sizes[place] for place in chosen], count, ahead, more)
+
+
+def _pattern(stock: Stock, units: Sequence[int], sizes: Sequence[int], count: int, ahead: int, more: int) -> Chosen:
+    """Items of these sizes in `count` evenly spread units, and one of `ahead` bytes in `more` of the others."""
+    total = len(units)
+    whole = {unit for i, unit in enumerate(units) if (i + 1) * count // total != i * count // total}
+    others = [unit for unit in units if unit not in whole]
+    single = {others[i * len(others) // more] for i in range(more)} if more else set[int]()
+    found: list[tuple[int, ...]] = []
+    for unit, items in enumerate(stock.everything.items):
+        wanted = Counter(sizes if unit in whole else [ahead] if unit in single else ())
+        taken = []
+        for item in items:
+            if wanted[stock.sizes[item]] > 0:
+                wanted[stock.sizes[item]] -= 1
+                taken.append(item)
+        found.append(tuple(taken))
+    return tuple(found)
 
 
 @lru_cache(maxsize=4096)

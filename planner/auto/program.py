@@ -33,6 +33,7 @@ from .request import Part, Request
 
 _CUTS = (4, 16, 64)  # what runs once is cut where a part reads the largest call's bytes divided by this
 _RINGS = (0.25, 0.5, 1.0)  # of the room, for what runs once
+_WIDER = (1.0, 1.5, 2.0, 3.0)  # times the ring of a model: the ring of another one with the same weights
 
 Search = Callable[[Problem], Draft | None]
 Layout = tuple[Trace, list[Part]]  # the trace as it is cut, and a seat for everything
@@ -84,18 +85,22 @@ class _Layouts:
         self, own: Sequence[Sequence[str]], passing: Sequence[Sequence[str]], room: int, top: list[Part]
     ) -> Iterator[Layout]:
         """The first groups have rings and residents of their own in the same bytes; the others pass through a ring."""
-        trace, parts = self._trace, list(top)
-        for group in own:
-            found = self._own(group, room)
-            if found is None:
-                return
-            cut, more = found
-            trace = _with_calls(trace, cut)
-            parts += more
-        yield from self._passing(trace, passing, room, parts)
+        for wider in _WIDER if any(len(group) > 1 for group in own) else _WIDER[:1]:
+            trace, parts = self._trace, list(top)
+            for group in own:
+                found = self._own(group, room, wider)
+                if found is None:
+                    return
+                cut, more = found
+                trace = _with_calls(trace, cut)
+                parts += more
+            yield from self._passing(trace, passing, room, parts)
 
-    def _own(self, group: Sequence[str], room: int) -> tuple[list[Trace], list[Part]] | None:
-        """The best seats for a group alone, and its models as they are cut for them."""
+    def _own(self, group: Sequence[str], room: int, wider: float) -> tuple[list[Trace], list[Part]] | None:
+        """The best seats for a group alone, and its models as they are cut for them.
+
+        The rings of the others in the group are `wider` times as large as the one of the first.
+        """
         lead = self._alone(group[0])
         stock = self._stock(group)
         if stock.nbytes <= room:
@@ -108,17 +113,18 @@ class _Layouts:
         if draft is None:
             return None
         cuts = [draft.stock.trace, *(_cut_alike(self._alone(name), lead, draft.stock.trace) for name in group[1:])]
-        parts = list(_parts_of(draft, room, self._problem.capacity))
         passing = max((seat.offset + seat.nbytes for seat in draft.seats), default=0)
+        shared = int(passing * max(_WIDER)) if len(group) > 1 else 0
+        parts = list(_parts_of(draft, shared, self._problem.capacity, room))
         for name, cut in zip(group[1:], cuts[1:], strict=True):
-            if any(part.stop > self._room(name) for part in parts):
-                parts += self._ring_for(cut, parts, passing)
+            if wider > 1 or any(part.stop > self._room(name) for part in parts):
+                parts += self._ring_for(cut, parts, int(passing * wider))
         return cuts, parts
 
     def _ring_for(self, trace: Trace, parts: Sequence[Part], passing: int) -> Iterator[Part]:
-        """Seats for a model with less room than the one that shares its weights: for all that it cannot reach there.
+        """Seats for a model that shares its weights with another one, but has less room or another pace.
 
-        And for what passes through the ring there, since this ring has the same bytes.
+        Through its ring passes what does so for the other one, what has seats there, and what it cannot reach.
         """
         component = trace.calls[0].component
         room = self._room(component)
@@ -172,7 +178,7 @@ class _Layouts:
         if draft is not None:
             mine = [call for call in draft.stock.trace.calls if call.component in names]
             cut = replace(draft.stock.trace, calls=tuple(mine))
-            yield _with_calls(self._trace, [cut]), [*seated, *_parts_of(draft, room, room)]
+            yield _with_calls(self._trace, [cut]), [*seated, *_parts_of(draft, 0, room, room)]
 
     def _grouped(self) -> list[list[str]]:
         """Components that share weights, the one that runs most often first; groups that run most often first."""
@@ -215,22 +221,29 @@ def _stacked(stocks: Iterable[Stock], bottom: int) -> Iterator[Part]:
             bottom += item.nbytes
 
 
-def _parts_of(draft: Draft, room: int, reach: int) -> Iterator[Part]:
-    """The seats of a draft, and what stays above them, as high as there is room. Others use bytes beyond `reach`."""
+def _parts_of(draft: Draft, first: int, reach: int, room: int) -> Iterator[Part]:
+    """The seats of a draft, and what stays above them, as high as there is room.
+
+    Others use bytes before `first` and beyond `reach`.
+    """
     items = draft.stock.items
     for chosen, seat in zip(draft.bundles, draft.seats, strict=True):
         yield Part(tuple(chain.from_iterable(items[i].weights for i in chosen)), seat.offset, seat.nbytes)
     streaming = set(chain.from_iterable(draft.bundles))
     staying = [item for i, item in enumerate(items) if i not in streaming]
-    yield from _standing(staying, room, reach)
+    yield from _standing(staying, first, reach, room)
 
 
-def _standing(staying: Sequence[Item], room: int, reach: int) -> Iterator[Part]:
-    """What stays, in the highest bytes: beyond `reach` the smallest items, below it those of a unit together."""
+def _standing(staying: Sequence[Item], first: int, reach: int, room: int) -> Iterator[Part]:
+    """What stays, in the highest bytes: where others are, the smallest items; elsewhere those of a unit together."""
     top, rest = room, sorted(staying, key=attrgetter("nbytes"))
+    bottom = room - sum(item.nbytes for item in staying)
     while rest and top > reach:
         top -= rest[0].nbytes
         yield Part(rest[0].weights, top, rest.pop(0).nbytes)
+    while rest and bottom < first:
+        yield Part(rest[0].weights, bottom, rest[0].nbytes)
+        bottom += rest.pop(0).nbytes
     for _, items in groupby(sorted(rest, key=attrgetter("visits")), attrgetter("visits")):
         together = list(items)
         top -= (nbytes := sum(item.nbytes for item in together))

@@ -123,9 +123,10 @@ class Request:
             part_of = self.part_of[call.component]
             for index in {part_of[weight] for weight in call.reads if weight in part_of}:
                 readers[index].append(place)
-        seats = [Seat(self.parts[i].offset, self.parts[i].nbytes, visits_of(places)) for i, places in readers.items()]
+        which = sorted(readers)  # of two copies for one call, the part that comes first is copied first
+        seats = [Seat(self.parts[i].offset, self.parts[i].nbytes, visits_of(readers[i])) for i in which]
         small = int(self.latencies * self.machine.latency_seconds * self.machine.h2d_bytes_per_second)
-        copies, which = copies_of([*seats, *lent], len(calls), small), list(readers)
+        copies = copies_of([*seats, *lent], len(calls), small)
         if copies is None:
             return None
         return [copy._replace(seat=which[copy.seat]) for copy in copies if copy.seat < len(which)]

@@ -33,7 +33,7 @@ from taskgraph_offload.plan.plan import Plan
 
 from ..auto import program
 from ..auto.draft import ERRORS, Draft, Drafter, score, to_schedule
-from ..auto.fluid import Candidate, Chosen, Streamable, candidates, cut_finer, roundings, take_stock
+from ..auto.fluid import Candidate, Chosen, Streamable, candidates, cut_finer, patterns, roundings, take_stock
 from ..auto.spills import choose, cut_for_spills, findable, lowest_peak, peak_with, with_spills
 from ..bound import Cycle, bound, steady_pace
 from . import Infeasible, Problem, Request, Schedule, arena_bytes, layerwise, resident, sequential
@@ -204,6 +204,7 @@ def search(drafter: Drafter, best: Draft | None = None) -> Draft | None:
     rivals = _Search(drafter, best)
     for link, part in _LINKS.items():
         rivals.try_drafts(link, int(drafts * part))
+    rivals.try_patterns()
     return rivals.best
 
 
@@ -265,8 +266,16 @@ class _Search:
         """Draft all choices of a candidate, and keep what is better than the best."""
         latencies = self._drafter.machine.latency_seconds * len(candidate.streamable.items)
         for streaming in roundings(candidate, by_units=latencies > _MANY_LATENCIES * candidate.pace):
-            if streaming not in self._tried:
-                self._tried.add(streaming)
-                draft = self._drafter.draft(streaming, inf if self.best is None else self.best.score)
-                if draft is not None and (self.best is None or draft.score < self.best.score):
-                    self.best = draft
+            self._try_choice(streaming)
+
+    def try_patterns(self) -> None:
+        """Try what is good where all units are alike."""
+        for streaming in patterns(self._stock, self._missing):
+            self._try_choice(streaming)
+
+    def _try_choice(self, streaming: Chosen) -> None:
+        if streaming not in self._tried:
+            self._tried.add(streaming)
+            draft = self._drafter.draft(streaming, inf if self.best is None else self.best.score)
+            if draft is not None and (self.best is None or draft.score < self.best.score):
+                self.best = draft

@@ -29,7 +29,6 @@ CASES = {
     for budget in case["budgets"]
 }
 QUICK = ("flux-dev-1024 6", "flux-dev-1024 12", "sdxl-1024 6", "sdxl-1024 12")
-BEYOND = ("llama-70b-chat 96",)  # its largest tensors need a ring that costs 1.3% alone
 
 
 def planned(case: dict[str, Any], budget: dict[str, Any]) -> tgo.Plan:
@@ -42,7 +41,7 @@ def planned(case: dict[str, Any], budget: dict[str, Any]) -> tgo.Plan:
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CASES if name not in BEYOND],
+    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CASES],
 )
 def test_a_request_is_near_its_bound_and_no_usual_way_is_faster(name: str) -> None:
     case, budget = CASES[name]
