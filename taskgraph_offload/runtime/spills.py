@@ -33,7 +33,18 @@ from ..plan.plan import Plan
 from .copies import Copier, Copy, Lanes
 from .homes import Slab
 
-StorageRef = weakref.ref[UntypedStorage]
+
+class StorageRef:
+    """A weak reference to a storage. Before torch 2.10, who follows one must say so, or the storage breaks."""
+
+    def __init__(self, storage: UntypedStorage) -> None:
+        self._ref = weakref.ref(storage)
+
+    def __call__(self) -> UntypedStorage | None:
+        storage = self._ref()
+        if storage is not None and hasattr(storage, "_fix_weakref"):
+            storage._fix_weakref()
+        return storage
 
 
 @dataclass(eq=False)
@@ -132,7 +143,7 @@ class Spills:
 
     def make(self, storage: UntypedStorage) -> None:
         """An operator has made a storage."""
-        self._made.append(weakref.ref(storage))
+        self._made.append(StorageRef(storage))
 
     def bring_all_back(self) -> None:
         """The forward ends: bring back every activation whose storage is still alive."""
