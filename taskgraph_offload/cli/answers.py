@@ -163,6 +163,7 @@ def _plan_document(plan: Plan) -> Document:
     weights = plan.trace.weights
     return {
         "model": plan.trace.model,
+        "program": [{"model": name, "times": times} for name, times in plan.trace.program],
         "trace": plan.trace.source,
         "machine": plan.machine.to_dict(),
         "strategy": plan.strategy,

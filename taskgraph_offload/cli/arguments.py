@@ -38,6 +38,8 @@ EXAMPLES = """\
 FIGURES = "step_seconds, cold_seconds, compute_seconds, stall_seconds, overlap,\n    peak_bytes"
 KEYS_OF_PLAN = f"""\
   command, model, trace (fake, real or symbolic), inputs, machine,
+  program (empty for one model; for a pipeline, what a request runs, each:
+    model, times; then a step is a request in all other keys),
   strategy, options, budget_bytes, arena_bytes, activation_bytes,
   margin_bytes, peak_bytes, weight_bytes, resident_bytes,
   streamed_bytes (in each step),

@@ -268,7 +268,7 @@ def _with_weights(arguments: Namespace) -> Subject:
     """The model with weights in memory. Those of a configuration are random."""
     directory = _directory(arguments)
     if directory is not None and is_pipeline(directory):
-        raise SettingsError(f"{directory}: `run` runs one model; give one of these, as in {directory}/transformer")
+        raise SettingsError(f"{directory}: `run` runs one model; give one of its models, as in {directory}/transformer")
     subject = _built(arguments, "meta")
     if arguments.config is None and directory is None and arguments.model not in known_names():
         return subject  # a factory returned it, with its own weights

@@ -273,6 +273,10 @@ def _text(config: Any, make: Maker, *, batch: int, tokens: int) -> Inputs:
     return {"input_ids": ids} | ({"decoder_input_ids": ids} if config.is_encoder_decoder else {})
 
 
+def _text_to_encode(_: Any, make: Maker, *, batch: int, tokens: int) -> Inputs:
+    return {"input_ids": make.ones(batch, tokens)}
+
+
 def _picture(config: Any, make: Maker, *, batch: int, height: int, width: int) -> Inputs:
     return {"pixel_values": make.noise(batch, config.num_channels, height, width)}
 
@@ -337,6 +341,7 @@ _BY_NAME: Mapping[str, Example] = {
     ),
     "CogVideoXTransformer3DModel": Example(_cogvideox, _latents_of_cogvideox),
     "UNet2DConditionModel": Example(_unet, _latents_of),
+    "UMT5EncoderModel": Example(_text_to_encode, _prompt_of),  # its configuration says that there is a decoder
     "AutoencoderKL": Example(_picture_latents, _picture_of_vae, _scale_of_blocks, "decode"),
     "AutoencoderKLWan": Example(_video_latents, lambda *_: {"batch": 1, **_WAN_VIDEO}, _scale_of_wan, "decode"),
     "AutoencoderKLLTXVideo": Example(_video_latents, lambda *_: {"batch": 1, **_LTX_VIDEO}, _scale_of_ltx, "decode"),
@@ -344,6 +349,7 @@ _BY_NAME: Mapping[str, Example] = {
         _video_latents, lambda *_: {"batch": 1, **_COGVIDEOX_VIDEO}, _scale_of_blocks, "decode"
     ),
 }
+# For models of transformers that are not listed above.
 _BY_MAIN_INPUT: Mapping[str, Example] = {
     "input_ids": Example(_text, _prompt_of),
     "pixel_values": Example(_picture, _picture_of),

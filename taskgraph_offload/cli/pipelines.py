@@ -166,6 +166,8 @@ def _model_classes(index: Index, excluded: tuple[str, ...]) -> dict[str, tuple[s
                 f"{part} is {shown(row)}, and only classes of diffusers and transformers are built here; "
                 f"leave it out: --exclude {part}"
             )
+        if part.startswith("text_encoder") and row[1] not in CLIP_ENCODERS + T5_ENCODERS:
+            raise SettingsError(f"how {part}, a {row[1]}, is called is not known here; leave it out: --exclude {part}")
         found[part] = (row[0], row[1])
     return found
 
@@ -196,7 +198,7 @@ def _usual_sizes(denoiser: nn.Module, scale: Scale, recipe: Recipe) -> dict[str,
     """The sizes of a request for one picture or video. `tokens` are those that T5 reads; CLIP has no choice."""
     usual = dict(usual_sizes(denoiser, scale))
     if not usual:
-        raise SettingsError(f"the inputs of {type(denoiser).__name__} are not known here")
+        raise SettingsError(f"the inputs of a {type(denoiser).__name__} are not known here; give module:factory")
     tokens = usual.pop("tokens") - recipe.clip_tokens
     return usual | {"batch": 1} | ({"tokens": tokens} if tokens else {})
 
@@ -206,8 +208,6 @@ def _call(part: str, model: nn.Module, sizes: Sizes, make: Maker, scale: Scale, 
     kind, usual = type(model).__name__, usual_sizes(model, scale)
     asked = {size: value for size, value in sizes.items() if size in usual}
     if part.startswith("text_encoder"):
-        if kind not in CLIP_ENCODERS + T5_ENCODERS:
-            raise SettingsError(f"how {part}, a {kind}, is called is not known here; leave it out: --exclude {part}")
         if kind in CLIP_ENCODERS:
             asked.pop("tokens", None)
     elif part != "vae":
@@ -242,11 +242,16 @@ def _denoising(directory: Path, index: Index, models: Mapping[str, nn.Module], s
 
 def _times(directory: Path, index: Index, steps: int) -> Iterator[float]:
     """The times of the steps, from 1 down to 0, as the scheduler of the pipeline chooses them."""
-    diffusers = library("diffusers")
-    kind: Any = getattr(diffusers, str(index["scheduler"][1]), None)
-    if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
-        raise SettingsError(f"diffusers {diffusers.__version__} has no scheduler {index['scheduler'][1]!r}")
+    kind = _scheduler_class(index)
     scheduler = kind.from_config(read_json(str(directory / "scheduler" / "scheduler_config.json")))
     scheduler.set_timesteps(steps)
     for time in scheduler.timesteps.tolist():
         yield time / scheduler.config.num_train_timesteps
+
+
+def _scheduler_class(index: Index) -> Any:
+    diffusers, row = library("diffusers"), index.get("scheduler")
+    kind: Any = getattr(diffusers, str(row[-1]), None) if isinstance(row, list) and row else None
+    if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
+        raise SettingsError(f"diffusers {diffusers.__version__} has no scheduler {shown(row)}")
+    return kind
