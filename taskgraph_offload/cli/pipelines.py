@@ -48,8 +48,8 @@ class Recipe:
     """What a request of a pipeline runs, as the pipeline itself does it if only a prompt is given.
 
     Text encoders read each of the `prompts`: with guidance, an empty one too. A step calls the denoiser so many times:
-    some pipelines guide with one call of twice the batch, others with two calls. The denoiser reads tokens from CLIP,
-    and the others from T5.
+    some pipelines guide with one call of twice the batch, others with two calls. Of the tokens that the denoiser reads,
+    `clip_tokens` come from CLIP and the others from T5.
     """
 
     steps: int
@@ -155,21 +155,21 @@ def _model_classes(index: Index, excluded: tuple[str, ...]) -> dict[str, tuple[s
     for part in excluded:
         if part not in models:
             raise SettingsError(f"--exclude {part}: the models of this pipeline are {', '.join(models)}")
-    found = {}
-    for part, row in sorted(models.items()):  # by name, text encoders come first and the VAE last
-        if part in excluded:
-            continue
-        if not part.startswith(("text_encoder", *DENOISERS)) and part != "vae":
-            raise SettingsError(f"what {part} does in a request is not known here; leave it out: --exclude {part}")
-        if len(row) != 2 or row[0] not in ("diffusers", "transformers") or not isinstance(row[1], str):
-            raise SettingsError(
-                f"{part} is {shown(row)}, and only classes of diffusers and transformers are built here; "
-                f"leave it out: --exclude {part}"
-            )
-        if part.startswith("text_encoder") and row[1] not in CLIP_ENCODERS + T5_ENCODERS:
-            raise SettingsError(f"how {part}, a {row[1]}, is called is not known here; leave it out: --exclude {part}")
-        found[part] = (row[0], row[1])
-    return found
+    kept = sorted(models.keys() - set(excluded))  # by name, text encoders come first and the VAE last
+    return {part: _checked_class(part, models[part]) for part in kept}
+
+
+def _checked_class(part: str, row: list[Any]) -> tuple[str, str]:
+    """The library and the class of a model, if it is known what a request does with it."""
+    leave_out = f"leave it out: --exclude {part}"
+    if not part.startswith(("text_encoder", *DENOISERS)) and part != "vae":
+        raise SettingsError(f"what {part} does in a request is not known here; {leave_out}")
+    match row:
+        case ("diffusers" | "transformers" as of, str() as kind):
+            if part.startswith("text_encoder") and kind not in CLIP_ENCODERS + T5_ENCODERS:
+                raise SettingsError(f"how {part}, a {kind}, is called is not known here; {leave_out}")
+            return of, kind
+    raise SettingsError(f"{part} is {shown(row)}; only diffusers and transformers are used here; {leave_out}")
 
 
 def _denoiser_of(classes: Mapping[str, Any]) -> str:
@@ -186,8 +186,6 @@ def _part(directory: Path, part: str, of: str, kind: str, dtype: torch.dtype) ->
         raise SettingsError(f"{INDEX} names {part}, but there is no {part}/config.json; complete the directory")
     fields = read_json(str(path))
     named = {"_class_name": kind} if of == "diffusers" else {"architectures": [kind]}
-    if of == "transformers":
-        fields.pop("_class_name", None)
     return model_of(part, fields | named, "meta", dtype)
 
 
