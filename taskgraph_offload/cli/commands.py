@@ -142,11 +142,7 @@ def _subject(arguments: Namespace, settings: Settings) -> Subject | Pipeline | T
     """What was named: its trace, if the package has the right one; else the model or models on the meta device."""
     directory = _directory(arguments)
     if directory is not None and is_pipeline(directory):
-        if not _takes_whole_forward(settings):
-            raise SettingsError("--settings: blocks and entry are for one model; plan it alone, as in DIR/transformer")
-        asked = Asked(_sizes(arguments), arguments.steps, arguments.dtype, tuple(arguments.exclude))
-        with working(f"building {directory}"):
-            return from_pipeline(directory, asked)
+        return _pipeline(arguments, settings, directory)
     for option, given in (("--steps", arguments.steps), ("--exclude", arguments.exclude)):
         if given:
             _wrong_usage(arguments, f"{option} is for the directory of a pipeline, with a model_index.json")
@@ -154,6 +150,15 @@ def _subject(arguments: Namespace, settings: Settings) -> Subject | Pipeline | T
     if arguments.config is None and arguments.model in known_names() and as_traced:
         return known_trace(arguments.model)
     return _built(arguments, "meta")
+
+
+def _pipeline(arguments: Namespace, settings: Settings, directory: Path) -> Pipeline:
+    """The models of a pipeline, and what a request runs."""
+    if not _takes_whole_forward(settings):
+        raise SettingsError("--settings: blocks and entry are for one model; plan it alone, as in DIR/transformer")
+    asked = Asked(_sizes(arguments), arguments.steps, arguments.dtype, tuple(arguments.exclude))
+    with working(f"building {directory}"):
+        return from_pipeline(directory, asked)
 
 
 def _takes_whole_forward(settings: Settings) -> bool:
@@ -186,8 +191,10 @@ def _directory(arguments: Namespace) -> Path | None:
     """The directory that was named in place of a model. A known name is the known model."""
     if arguments.config is not None or arguments.model is None or arguments.model in known_names():
         return None
-    directory = Path(arguments.model)
-    return directory if directory.is_dir() else None
+    path = Path(arguments.model)
+    if path.is_file():
+        raise SettingsError(f"{path} is a file; give the directory that it is in, or --config {path}")
+    return path if path.is_dir() else None
 
 
 def _config_in(directory: Path) -> str:

@@ -39,7 +39,7 @@ def stable_diffusion() -> Any:
 
     xl = pipelines.PIPELINES["sdxl"].make()
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(
+    unet: Any = UNet2DConditionModel(
         sample_size=32,
         block_out_channels=(32, 64),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -47,7 +47,7 @@ def stable_diffusion() -> Any:
         cross_attention_dim=32,
         norm_num_groups=8,
     )
-    pipe = StableDiffusionPipeline(
+    pipe: Any = StableDiffusionPipeline(
         vae=xl.vae,
         text_encoder=xl.text_encoder,
         tokenizer=xl.tokenizer,
@@ -341,4 +341,6 @@ def test_options_that_do_not_fit_are_refused(refused, flux, directory_of, tmp_pa
     (tmp_path / "offload.yaml").write_text("blocks: [blocks.*]\n")
     line = refused("plan", flux, *BUDGET, "--settings", tmp_path / "offload.yaml")
     assert "blocks and entry are for one model" in line
+    config = flux / "transformer" / "config.json"
+    assert f"{config} is a file; give the directory that it is in" in refused("plan", config, *BUDGET)
     assert "there is no model and no directory './missing'" in refused("plan", "./missing", *BUDGET)
