@@ -289,7 +289,12 @@ def _add_model(to: argparse.ArgumentParser) -> None:
     sizes = to.add_argument_group("the inputs of one forward, for a name, a directory or --config [the usual ones]")
     for name, meaning in SIZES.items():
         sizes.add_argument(f"--{name}", type=_positive, metavar="N", help=meaning)
-    sizes.add_argument("--dtype", choices=DTYPES, metavar="NAME", help=f"{', '.join(DTYPES)} [as in the config]")
+    sizes.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        metavar="NAME",
+        help=f"{', '.join(DTYPES)} [as in the config; bfloat16 for a pipeline]",
+    )
 
 
 def _add_request(to: argparse.ArgumentParser) -> None:
