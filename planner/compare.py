@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any, TypeAlias
 
 from taskgraph_offload.errors import BudgetError, SettingsError
 from taskgraph_offload.nouns.progress import reported
-from taskgraph_offload.nouns.reports import Comparison, Row, Sweep
+from taskgraph_offload.nouns.reports import Comparison, Sweep
 from taskgraph_offload.plan.plan import Plan, title_of
 
 from . import strategies
@@ -34,18 +34,15 @@ SWEPT = ("strategy", "budget_bytes", "step_seconds", "bound_seconds", "peak_byte
 
 def compare(request: Request, budget_bytes: int, choices: Sequence[Choice] | None = None) -> Comparison:
     """Plan with each strategy under one budget: the fastest first, those that do not fit last."""
-    return ranked(_compared(asked, budget_bytes) for asked in reported("strategies", _requests(request, choices)))
-
-
-def ranked(rows: Iterable[Row]) -> Comparison:
-    """The fastest first, those that do not fit last."""
-    return Comparison(sorted(rows, key=lambda row: (row["step_seconds"] is None, row["step_seconds"] or 0.0)))
+    rows = (_compared(asked, budget_bytes) for asked in reported("strategies", _requests(request, choices)))
+    ranked = sorted(rows, key=lambda row: (row["step_seconds"] is None, row["step_seconds"] or 0.0))
+    return Comparison(ranked, request.trace.cycle)
 
 
 def sweep(request: Request, budgets: Sequence[int], choices: Sequence[Choice] | None = None) -> Sweep:
     """Plan with each strategy under each budget."""
     rows = list(product(_requests(request, choices), sorted(set(budgets))))
-    return Sweep([_swept(asked, budget) for asked, budget in reported("plans", rows)])
+    return Sweep([_swept(asked, budget) for asked, budget in reported("plans", rows)], request.trace.cycle)
 
 
 def budgets_between(request: Request, steps: int, choices: Sequence[Choice] | None = None) -> list[int]:

@@ -83,7 +83,7 @@ def draw_comparison(comparison: Comparison) -> Figure:
         raise SettingsError("no strategy to draw: the comparison has no rows")
     names = [legible(row["strategy"]) for row in rows]
     left = EDGE + 0.15 + max(text_points(name, TEXT_POINTS) for name in names) / 72
-    columns = _columns(rows)
+    columns = _columns(rows, comparison.cycle)
     middle = left + TIMES_WIDTH + COLUMN * len(columns) + BETWEEN
     foot, height = BOTTOM + NOTE * len(notes) + LEGEND + SCALE, HEADS + ROW * len(rows)
     page = Page(middle + MEMORY_WIDTH + COLUMN + EDGE, TITLE + height + foot)
@@ -98,7 +98,7 @@ def draw_comparison(comparison: Comparison) -> Figure:
     for index, (head, cells) in enumerate(columns.items(), 1):
         _write_column(page, left + TIMES_WIDTH + COLUMN * index, head, cells)
     _write_column(page, page.width - EDGE, "peak", [_peak(row) for row in rows])
-    page.write(left, page.height - 0.28, "step time", size=TITLE_POINTS, weight="bold")
+    page.write(left, page.height - 0.28, f"{comparison.cycle} time", size=TITLE_POINTS, weight="bold")
     page.write(middle, page.height - 0.28, "memory", size=TITLE_POINTS, weight="bold")
     _draw_legend(page, left, foot - SCALE - LEGEND, "measured" in columns)
     for index, note in enumerate(notes, 1):
@@ -106,11 +106,11 @@ def draw_comparison(comparison: Comparison) -> Figure:
     return page.figure
 
 
-def _columns(rows: Sequence[Row]) -> dict[str, list[str]]:
+def _columns(rows: Sequence[Row], cycle: str) -> dict[str, list[str]]:
     """The columns of text beside the times. `/ bound` is of the measured step where there is one."""
     show = seconds_text(max(map(_longest, rows)))
     predicted, measured = ([show(row[key]) for row in rows] for key in ("step_seconds", "measured_step_seconds"))
-    steps = {"predicted": predicted, "measured": measured} if any(measured) else {"step": predicted}
+    steps = {"predicted": predicted, "measured": measured} if any(measured) else {cycle: predicted}
     return {**steps, "/ bound": [_to_bound(row) for row in rows]}
 
 

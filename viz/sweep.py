@@ -65,14 +65,14 @@ def draw_sweep(sweep: Sweep) -> Figure:
     axes.set_xlim(0, 1.04 * max(row["budget_bytes"] for row in sweep.rows) / units.nbytes)
     axes.grid(color=GRID, linewidth=0.5)
     axes.set_xlabel(f"budget in {units.of_bytes}", fontsize=TEXT_POINTS, color=INK)
-    axes.set_ylabel(f"step in {units.of_seconds}", fontsize=TEXT_POINTS, color=INK)
+    axes.set_ylabel(f"{sweep.cycle} in {units.of_seconds}", fontsize=TEXT_POINTS, color=INK)
     _draw_bound(axes, sweep, units)
     colours = curve_colours(len(sweep.strategies))
     for index, (strategy, colour) in enumerate(zip(sweep.strategies, colours, strict=True)):
         line = _draw_curve(axes, sweep, strategy, units, colour)
         line.set(marker=MARKERS[index % len(MARKERS)], gid=f"curve{index}")
     _draw_legend(axes)
-    page.write(LEFT, height - 0.28, "step time against memory", size=TITLE_POINTS, weight="bold")
+    page.write(LEFT, height - 0.28, f"{sweep.cycle} time against memory", size=TITLE_POINTS, weight="bold")
     return page.figure
 
 

@@ -163,6 +163,7 @@ def _plan_document(plan: Plan) -> Document:
     weights = plan.trace.weights
     return {
         "model": plan.trace.model,
+        "program": [{"model": name, "times": times} for name, times in plan.trace.program],
         "trace": plan.trace.source,
         "machine": plan.machine.to_dict(),
         "strategy": plan.strategy,
@@ -245,17 +246,18 @@ def _show_text(console: Console, plan: Plan) -> None:
 def _show_comparison(console: Console, about: Circumstances, comparison: Comparison) -> None:
     """One line for each strategy, the best one marked. A strategy that does not fit shows what it needs."""
     rows = comparison.rows
-    bound = f"{readable_seconds(rows[0]['bound_seconds'])} per step: no schedule is faster"
+    cycle = comparison.cycle
+    bound = f"{readable_seconds(rows[0]['bound_seconds'])} per {cycle}: no schedule is faster"
     _show_facts(console, [*about.facts(), ("budget", readable(rows[0]["budget_bytes"])), ("bound", bound)])
     console.print()
     seconds = clock(row["cold_seconds"] for row in rows)
     columns: list[Column[Row]] = [
         Column("strategy", lambda row: str(row["strategy"]), words=True),
-        Column("step", lambda row: seconds(row["step_seconds"])),
+        Column(cycle, lambda row: seconds(row["step_seconds"])),
         Column("/ bound", lambda row: _ratio(row["step_seconds"], row["bound_seconds"]), 2),
         Column("waits", lambda row: seconds(row["stall_seconds"]), 3),
         Column("hidden", lambda row: ABSENT if row["overlap"] is None else f"{row['overlap']:.0%}", 5),
-        Column("first step", lambda row: seconds(row["cold_seconds"]), 6),
+        Column(f"first {cycle}", lambda row: seconds(row["cold_seconds"]), 6),
         Column("copied", lambda row: _bytes(row["streamed_bytes"]), 4),
         Column("peak", _peak, 1),
     ]

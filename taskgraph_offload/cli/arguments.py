@@ -38,6 +38,8 @@ EXAMPLES = """\
 FIGURES = "step_seconds, cold_seconds, compute_seconds, stall_seconds, overlap,\n    peak_bytes"
 KEYS_OF_PLAN = f"""\
   command, model, trace (fake, real or symbolic), inputs, machine,
+  program (empty for one model; for a pipeline, what a request runs, each:
+    model, times; then a step is a request in all other keys),
   strategy, options, budget_bytes, arena_bytes, activation_bytes,
   margin_bytes, peak_bytes, weight_bytes, resident_bytes,
   streamed_bytes (in each step),
@@ -78,6 +80,7 @@ KEYS_OF_MODELS = """\
 
 EXAMPLES_OF_PLAN = """\
   taskgraph-offload plan flux1-dev --budget 12GiB --machine rtx4090
+  taskgraph-offload plan ./FLUX.1-dev --budget 12GiB --machine rtx4090
   taskgraph-offload plan --config config.json --tokens 2048 \\
       --budget 30% --machine h100
   taskgraph-offload plan my_models:build --budget 8GiB \\
@@ -147,12 +150,14 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_plan(to: argparse.ArgumentParser) -> None:
     _add_model(to)
+    _add_request(to)
     _add_decision(to)
     _add_files(to)
 
 
 def _add_compare(to: argparse.ArgumentParser) -> None:
     _add_model(to)
+    _add_request(to)
     group = _add_decision(to, one_strategy=False)
     _add_strategies(group, "all")
     _add_picture(to)
@@ -160,6 +165,7 @@ def _add_compare(to: argparse.ArgumentParser) -> None:
 
 def _add_sweep(to: argparse.ArgumentParser) -> None:
     _add_model(to)
+    _add_request(to)
     group = _add_decision(to, one_strategy=False, one_budget=False)
     _add_strategies(group, " ".join(commands.SWEPT))
     group.add_argument(
@@ -276,14 +282,25 @@ def _add_model(to: argparse.ArgumentParser) -> None:
         "model",
         nargs="?",
         metavar="MODEL",
-        help="a name from `taskgraph-offload models`; or module:factory, a function in a Python module that returns "
-        "a model or (model, inputs)",
+        help="a name from `taskgraph-offload models`; or a directory that diffusers or transformers saved, with or "
+        "without weights; or module:factory, a function in a Python module that returns a model or (model, inputs)",
     )
     group.add_argument("--config", metavar="FILE", help="a config.json of diffusers or transformers")
-    sizes = to.add_argument_group("the inputs of one forward, for a name or --config [the usual ones of the model]")
+    sizes = to.add_argument_group("the inputs of one forward, for a name, a directory or --config [the usual ones]")
     for name, meaning in SIZES.items():
         sizes.add_argument(f"--{name}", type=_positive, metavar="N", help=meaning)
-    sizes.add_argument("--dtype", choices=DTYPES, metavar="NAME", help=f"{', '.join(DTYPES)} [as in the config]")
+    sizes.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        metavar="NAME",
+        help=f"{', '.join(DTYPES)} [as in the config; bfloat16 for a pipeline]",
+    )
+
+
+def _add_request(to: argparse.ArgumentParser) -> None:
+    group = to.add_argument_group("a request, for the directory of a pipeline")
+    group.add_argument("--steps", type=_positive, metavar="N", help="number of denoising steps [as the pipeline does]")
+    group.add_argument("--exclude", nargs="+", default=[], metavar="NAME", help="models that the request does not run")
 
 
 def _add_decision(

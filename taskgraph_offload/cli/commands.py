@@ -25,14 +25,17 @@ from ..nouns.budget import readable
 from ..nouns.machine import Machine
 from ..nouns.reports import Comparison, Sweep
 from ..nouns.timeline import Timeline
+from ..nouns.trace import Trace
 from ..plan.plan import Plan
 from ..runtime.executor import Executor
 from . import answers
 from .answers import Answer
 from .inputs import SIZES
 from .models import Subject, Traced, from_config, from_factory, from_name, known_names, known_trace
+from .pipelines import INDEX, Asked, Pipeline, from_pipeline, is_pipeline
 from .progress import one_by_one, working
 
+CONFIG = "config.json"
 GB = 1e9
 EVERYTHING = "100%"  # the budget of a planner that is only asked about other budgets
 SWEPT = (DEFAULT, "layerwise", "keep", "sequential")  # the default strategies of a sweep
@@ -135,12 +138,27 @@ def _settings(arguments: Namespace) -> Settings:
     return settings
 
 
-def _subject(arguments: Namespace, settings: Settings) -> Subject | Traced:
-    """The model that was named: its trace, if the package has the right one; else the model on the meta device."""
+def _subject(arguments: Namespace, settings: Settings) -> Subject | Pipeline | Traced:
+    """What was named: its trace, if the package has the right one; else the model or models on the meta device."""
+    directory = _directory(arguments)
+    if directory is not None and is_pipeline(directory):
+        return _pipeline(arguments, settings, directory)
+    for option, given in (("--steps", arguments.steps), ("--exclude", arguments.exclude)):
+        if given:
+            _wrong_usage(arguments, f"{option} is for the directory of a pipeline, with a model_index.json")
     as_traced = not _sizes(arguments) and arguments.dtype is None and _takes_whole_forward(settings)
     if arguments.config is None and arguments.model in known_names() and as_traced:
         return known_trace(arguments.model)
     return _built(arguments, "meta")
+
+
+def _pipeline(arguments: Namespace, settings: Settings, directory: Path) -> Pipeline:
+    """The models of a pipeline, and what a request runs."""
+    if not _takes_whole_forward(settings):
+        raise SettingsError("--settings: blocks and entry are for one model; plan it alone, as in DIR/transformer")
+    asked = Asked(_sizes(arguments), arguments.steps, arguments.dtype, tuple(arguments.exclude))
+    with working(f"building {directory}"):
+        return from_pipeline(directory, asked)
 
 
 def _takes_whole_forward(settings: Settings) -> bool:
@@ -154,6 +172,8 @@ def _built(arguments: Namespace, device: str) -> Subject:
         _wrong_usage(arguments, "give one model, before the options: MODEL, or --config FILE")
     sizes, name = _sizes(arguments), arguments.config or arguments.model
     with working(f"building {name}"):
+        if (directory := _directory(arguments)) is not None:
+            return from_config(_config_in(directory), sizes, device, arguments.dtype)
         if arguments.config is not None:
             return from_config(arguments.config, sizes, device, arguments.dtype)
         if arguments.model in known_names():
@@ -161,21 +181,44 @@ def _built(arguments: Namespace, device: str) -> Subject:
         if sizes or arguments.dtype:
             option = next(iter(sizes), "dtype")
             _wrong_usage(
-                arguments, f"--{option} is for known models and --config; module:factory returns its own inputs"
+                arguments,
+                f"--{option} is for known models, directories and --config; module:factory returns its own inputs",
             )
         return from_factory(arguments.model)
+
+
+def _directory(arguments: Namespace) -> Path | None:
+    """The directory that was named in place of a model. A known name is the known model."""
+    if arguments.config is not None or arguments.model is None or arguments.model in known_names():
+        return None
+    path = Path(arguments.model)
+    if path.is_file():
+        raise SettingsError(f"{path} is a file; give the directory that it is in, or --config {path}")
+    return path if path.is_dir() else None
+
+
+def _config_in(directory: Path) -> str:
+    path = directory / CONFIG
+    if not path.is_file():
+        raise SettingsError(
+            f"{directory}: this directory has neither {INDEX} (a diffusers pipeline) nor {CONFIG} (one model)"
+        )
+    return str(path)
 
 
 def _sizes(arguments: Namespace) -> dict[str, int]:
     return {name: getattr(arguments, name) for name in SIZES if getattr(arguments, name) is not None}
 
 
-def _planner_of(settings: Settings, subject: Subject | Traced) -> Planner:
+def _planner_of(settings: Settings, subject: Subject | Pipeline | Traced) -> Planner:
     """A planner that has its trace."""
     given, budget = settings.arguments(), settings.budget or EVERYTHING
-    if isinstance(subject, Traced):
+    if not isinstance(subject, Subject):
         of_capture = ("blocks", "entry")
-        return Planner.for_trace(subject.trace, budget, **{key: given[key] for key in given if key not in of_capture})
+        trace = subject.trace if isinstance(subject, Traced) else _request_trace(subject, given["machine"])
+        return Planner.for_trace(trace, budget, **{key: given[key] for key in given if key not in of_capture})
+    if settings.entry == "forward":
+        given["entry"] = subject.entry
     planner = Planner(subject.model, budget, inputs=subject.inputs, **given)
     name = type(subject.model).__name__
     try:
@@ -189,6 +232,14 @@ def _planner_of(settings: Settings, subject: Subject | Traced) -> Planner:
             "give a module:factory that returns (model, inputs)"
         ) from error
     return planner
+
+
+def _request_trace(pipeline: Pipeline, machine: Machine | str | None) -> Trace:
+    """The trace of a request, under the name of the pipeline."""
+    models, inputs, program = dict(pipeline.models), pipeline.inputs, pipeline.program
+    planner = Planner(models, EVERYTHING, inputs=inputs, program=program, machine=machine)
+    with working(f"tracing {pipeline.name}"):
+        return replace(planner.trace, model=pipeline.name)
 
 
 def _planned(planner: Planner) -> Plan:
@@ -222,8 +273,11 @@ def _paced(machine: Machine, link: float | None) -> Machine:
 
 def _with_weights(arguments: Namespace) -> Subject:
     """The model with weights in memory. Those of a configuration are random."""
+    directory = _directory(arguments)
+    if directory is not None and is_pipeline(directory):
+        raise SettingsError(f"{directory}: `run` runs one model; give one of its models, as in {directory}/transformer")
     subject = _built(arguments, "meta")
-    if arguments.config is None and arguments.model not in known_names():
+    if arguments.config is None and directory is None and arguments.model not in known_names():
         return subject  # a factory returned it, with its own weights
     nbytes, memory = _nbytes(subject.model), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if nbytes > memory:

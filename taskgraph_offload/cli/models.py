@@ -1,4 +1,4 @@
-"""From what a person types to a model: a known name, `module:factory`, or a configuration file.
+"""From what a person types to a model: a known name, `module:factory`, a configuration file, or a directory with one.
 
 The folder `known` holds, for each known name, the model's configuration and the trace of one forward at its usual
 sizes. A model that is built from a configuration of diffusers or transformers has no weights: it is on the meta device.
@@ -25,7 +25,7 @@ from torch import nn
 from ..errors import SettingsError
 from ..nouns.trace import Trace
 from ..plan.file import trace_of
-from .inputs import Maker, Sizes, example_inputs
+from .inputs import Maker, Sizes, example_call
 
 LARGEST_CONFIG = 4 * 2**20  # bytes
 DTYPES = ("bfloat16", "float16", "float32")
@@ -34,7 +34,7 @@ KNOWN = Path(__file__).parent / "known"
 
 @dataclass(frozen=True)
 class Subject:
-    """A model, the inputs of one forward (None: the library looks for some), and a description of these inputs.
+    """A model, the inputs of one call (None: the library looks for some), their description, and the method.
 
     >>> Subject(nn.Identity()).described("symbolic")
     'none known: the order of the blocks was traced without shapes'
@@ -43,6 +43,7 @@ class Subject:
     model: nn.Module
     inputs: Any = None
     note: str = ""
+    entry: str = "forward"
 
     def described(self, source: str) -> str:
         """In words: the inputs that a trace from this source was made with."""
@@ -96,28 +97,31 @@ def from_factory(name: str) -> Subject:
 
 def from_config(path: str, sizes: Sizes, device: str = "meta", dtype: str | None = None) -> Subject:
     """The model of a configuration file. If its architecture is known, with realistic inputs."""
-    return _built(path, _read(path), sizes, device, dtype)
+    return _built(path, read_json(path), sizes, device, dtype)
 
 
 def from_name(name: str, sizes: Sizes, device: str = "meta", dtype: str | None = None) -> Subject:
     """A known model, built from its configuration: for other inputs than those of its trace, or with weights."""
-    return _built(name, _read(str(KNOWN / f"{name}.json")), sizes, device, dtype)
+    return _built(name, read_json(str(KNOWN / f"{name}.json")), sizes, device, dtype)
 
 
 def _built(called: str, fields: dict[str, Any], sizes: Sizes, device: str, dtype: str | None) -> Subject:
     type_of_values = _dtype_of(fields, dtype)
+    model = model_of(called, fields, device, type_of_values)
+    call = example_call(model, sizes, Maker(torch.device(device), type_of_values))
+    return Subject(model) if call is None else Subject(model, call.inputs, call.described, call.entry)
+
+
+def model_of(called: str, fields: dict[str, Any], device: str, dtype: torch.dtype) -> nn.Module:
+    """The model of a configuration that a person knows by the name `called`."""
     try:
-        build = _builder(fields)
-        with _libraries_quiet(), _built_on(device, type_of_values):
-            model = build()
+        build = _builder(fields, dtype)
+        with _libraries_quiet(), _built_on(device, dtype):
+            return build().eval()
     except SettingsError as error:
         raise SettingsError(f"{called}: {error}") from None
     except Exception as error:
         raise SettingsError(f"{called}: cannot be built: {type(error).__name__}: {error}") from error
-    example = example_inputs(model, sizes, Maker(torch.device(device), type_of_values))
-    if example is None:
-        return Subject(model.eval())
-    return Subject(model.eval(), example[0], ", ".join(f"{name} {size}" for name, size in example[1].items()))
 
 
 def _short(value: object) -> str:
@@ -128,7 +132,7 @@ def _called(name: str) -> Any:
     module_name, colon, attribute = name.partition(":")
     if not (module_name and colon and attribute):
         raise SettingsError(
-            f"there is no model {name!r}; known are {', '.join(known_names())}; "
+            f"there is no model and no directory {name!r}; known are {', '.join(known_names())}; "
             "for a model of yours write module:factory, such as my_models:build"
         )
     factory = _found(module_name, attribute)
@@ -152,7 +156,8 @@ def _found(module_name: str, attribute: str) -> Any:
     return getattr(module, attribute)
 
 
-def _read(path: str) -> dict[str, Any]:
+def read_json(path: str) -> dict[str, Any]:
+    """The object in a file of JSON that describes a model or a pipeline."""
     try:
         with Path(path).open("rb") as file:
             content = file.read(LARGEST_CONFIG + 1)
@@ -171,25 +176,28 @@ def _dtype_of(fields: Mapping[str, Any], asked: str | None) -> torch.dtype:
     return dtype
 
 
-def _builder(fields: dict[str, Any]) -> Callable[[], nn.Module]:
+def _builder(fields: dict[str, Any], dtype: torch.dtype) -> Callable[[], nn.Module]:
     """A function that builds the model: it calls the class that the configuration names."""
+    if fields.get("quantization_config"):
+        raise SettingsError("quantized weights cannot be planned from a configuration; give a module:factory")
     if "_class_name" in fields:
         return _from_diffusers(fields)
     if "model_type" in fields:
-        return _from_transformers(fields)
+        return _from_transformers(fields, dtype)
     raise SettingsError("this configuration has neither '_class_name' (diffusers) nor 'model_type' (transformers)")
 
 
 def _from_diffusers(fields: dict[str, Any]) -> Callable[[], nn.Module]:
-    kind: Any = _model_class(_library("diffusers"), fields["_class_name"])
+    kind: Any = _model_class(library("diffusers"), fields["_class_name"])
     return lambda: kind.from_config(fields)
 
 
-def _from_transformers(fields: dict[str, Any]) -> Callable[[], nn.Module]:
-    transformers, family = _library("transformers"), str(fields["model_type"])
+def _from_transformers(fields: dict[str, Any], dtype: torch.dtype) -> Callable[[], nn.Module]:
+    transformers, family = library("transformers"), str(fields["model_type"])
     if family not in transformers.CONFIG_MAPPING:
         raise SettingsError(f"transformers {transformers.__version__} has no model_type {family!r}")
     config = transformers.CONFIG_MAPPING[family].from_dict(fields)
+    setattr(config, "dtype" if hasattr(config, "dtype") else "torch_dtype", dtype)  # some parts are built with it
     named = fields.get("architectures") or ()
     name = named if isinstance(named, str) else next(iter(named), None)
     if name is None:
@@ -205,7 +213,8 @@ def _model_class(library: Any, name: object) -> type[nn.Module]:
     return kind
 
 
-def _library(name: str) -> Any:
+def library(name: str) -> Any:
+    """Import diffusers or transformers."""
     try:
         return importlib.import_module(name)
     except ImportError as error:

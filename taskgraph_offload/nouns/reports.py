@@ -17,7 +17,6 @@ from .timeline import ROUNDING
 Row = Mapping[str, Any]
 
 ABSENT = "-"
-OPTIONAL = ("measured step", "needs")  # columns that are left out when they are empty in all rows
 NEARLY_BEST = 1.05  # times the fastest step: the longest step that counts as nearly as fast
 
 
@@ -33,25 +32,27 @@ class Comparison:
     """
 
     rows: Sequence[Row]
+    cycle: str = "step"  # what the times are of: a step of a model, or a request
 
     def table(self) -> str:
         """The rows as aligned text, which is a Markdown table too."""
         seconds = clock(row["cold_seconds"] for row in self.rows)
         columns: dict[str, Callable[[Row], str]] = {
             "strategy": lambda row: str(row["strategy"]),
-            "measured step": lambda row: seconds(row["measured_step_seconds"]),
-            "step": lambda row: seconds(row["step_seconds"]),
+            f"measured {self.cycle}": lambda row: seconds(row["measured_step_seconds"]),
+            self.cycle: lambda row: seconds(row["step_seconds"]),
             "/ bound": _to_bound,
             "compute": lambda row: seconds(row["compute_seconds"]),
             "waits": lambda row: seconds(row["stall_seconds"]),
             "overlap": lambda row: ABSENT if row["overlap"] is None else f"{row['overlap']:.0%}",
-            "cold step": lambda row: seconds(row["cold_seconds"]),
+            f"cold {self.cycle}": lambda row: seconds(row["cold_seconds"]),
             "streamed": lambda row: _bytes(row["streamed_bytes"]),
             "peak": lambda row: _bytes(row["peak_bytes"]),
             "needs": _needs,
         }
         cells = {head: [show(row) for row in self.rows] for head, show in columns.items()}
-        told = {head: cells[head] for head in columns if head not in OPTIONAL or set(cells[head]) - {ABSENT}}
+        optional = (f"measured {self.cycle}", "needs")
+        told = {head: cells[head] for head in columns if head not in optional or set(cells[head]) - {ABSENT}}
         return _table(list(told), list(zip(*told.values(), strict=True)))
 
     def notes(self) -> list[str]:
@@ -88,6 +89,7 @@ class Sweep:
     """Strategies over budgets: a row for each pair, with `step_seconds` None where the budget is too small."""
 
     rows: Sequence[Row]
+    cycle: str = "step"  # what the times are of: a step of a model, or a request
 
     @property
     def strategies(self) -> tuple[str, ...]:

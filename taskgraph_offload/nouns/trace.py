@@ -163,6 +163,11 @@ class Trace:
     fixed: Mapping[str, str] = field(default_factory=dict)
     program: tuple[tuple[str, int], ...] = ()
 
+    @property
+    def cycle(self) -> str:
+        """What one cycle is called: a step of a model, or a request."""
+        return "request" if self.program else "step"
+
     @cached_property
     def order(self) -> tuple[Call, ...]:
         """The calls of a cycle in order: each once; in a program, as often as its component runs."""

@@ -8,7 +8,7 @@ Reads a plan and its predicted timeline; decides nothing.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
@@ -41,18 +41,13 @@ def facts(plan: Plan) -> list[tuple[str, str]]:
         ("streamed", _streamed(plan)),
         *_phases(plan),
         *_unread(plan),
-        (cycle_of(plan), _step(plan, timeline)),
-        ("bound by", what_binds(timeline, cycle_of(plan))),
+        (plan.trace.cycle, _step(plan, timeline)),
+        ("bound by", what_binds(timeline, plan.trace.cycle)),
         *([("gap", gap(plan, timeline))] if plan.bound.step_seconds else []),
         *_outlook(plan, timeline),
         *_warnings(plan),
     ]
     return [(label, printable(spoken(text))) for label, text in found]
-
-
-def cycle_of(plan: Plan) -> str:
-    """What one cycle of a plan is called."""
-    return "request" if plan.trace.program else "step"
 
 
 def _phases(plan: Plan) -> list[tuple[str, str]]:
@@ -62,7 +57,10 @@ def _phases(plan: Plan) -> list[tuple[str, str]]:
         if step.cycle and step.lane == "h2d":
             copied[plan.calls[step.call].component] += plan.task_bytes(step.task)
     found = []
-    for component, times in dict(plan.trace.program).items():
+    counts = Counter[str]()
+    for component, times in plan.trace.program:
+        counts[component] += times
+    for component, times in counts.items():
         read = {name for call in plan.trace.calls_of[component] for name in call.reads}
         weights = sum(plan.trace.weights[name].nbytes for name in read)
         stays = sum(plan.trace.weights[name].nbytes for name in read.intersection(plan.residents))
@@ -97,7 +95,7 @@ def _streamed(plan: Plan) -> str:
     if not copies:
         return "nothing"
     back = sum(plan.task_bytes(task) for task in plan.steady if task.kind == "d2h")
-    text = f"{readable(plan.streamed_bytes)} per {cycle_of(plan)} in {len(copies)} copies: "
+    text = f"{readable(plan.streamed_bytes)} per {plan.trace.cycle} in {len(copies)} copies: "
     return text + _readers(plan, [task.name for task in copies]) + (f"; {readable(back)} back" if back else "")
 
 
@@ -140,7 +138,7 @@ def gap(plan: Plan, timeline: Timeline) -> str:
     if step - bound <= CLOSE * step:
         computes = timeline.compute_seconds >= BUSY * step
         what = "faster compute" if computes else "more memory or a faster link"
-        return f"none: only {what} makes a {cycle_of(plan)} shorter"
+        return f"none: only {what} makes a {plan.trace.cycle} shorter"
     parts = []
     latencies = step - plan.predict(plan.settled, replace(plan.machine, latency_seconds=0.0)).step_seconds
     if latencies >= NAMED * (step - bound):
@@ -193,7 +191,7 @@ def _outlook(plan: Plan, timeline: Timeline) -> list[tuple[str, str]]:
         return []
     step, more = timeline.step_seconds, plan.outlook.one_more_gib_step_seconds
     gain = 1 - more / step if step else 0.0
-    cycle = cycle_of(plan)
+    cycle = plan.trace.cycle
     shorter = f"a {cycle} of about {readable_seconds(more)}, {gain:.1%} less" if gain > 5e-4 else f"no shorter {cycle}"
     return [
         ("no stall", f"only from a budget of {readable(plan.outlook.no_stall_bytes)} on, whatever the schedule"),
