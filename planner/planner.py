@@ -161,6 +161,12 @@ class Planner:
             inputs = (self._inputs or {}).get(phase)
             trace = capture(models[component], inputs, entry=entry, blocks=self._blocks, on_cpu=self._runs_on_cpu)
             traces[phase] = within(component, trace)
+        owners: dict[str, str] = {}
+        for phase, trace in traces.items():
+            component, _ = _model_and_entry(phase, models)
+            for name in trace.weights:
+                if owners.setdefault(name, component) != component:
+                    raise SettingsError(f"{owners[name]!r} and {component!r} both have a weight {name!r}: rename one")
         return program_trace(traces, self._program)
 
     @property
@@ -263,13 +269,16 @@ def _checked_program(
             f"how often does each of {', '.join(model)} run in a request? Give program=, such as "
             f"[{', '.join(f'({name!r}, 1)' for name in model)}]"
         )
-    known = {f"{phase}" for phase, *_ in program if isinstance(phase, str) and _model_and_entry(phase, model)}
+    phases = checked_program(program)
+    for phase, _ in phases:
+        _model_and_entry(phase, model)
+    known = dict(phases)
     if inputs is not None and not isinstance(inputs, Mapping):
         raise SettingsError("the inputs of several models are a dict: for each phase of the program, its inputs")
     for phase in inputs or {}:
         if phase not in known:
             raise SettingsError(f"inputs for {shown(phase)}, but the program has {', '.join(sorted(known))}")
-    return checked_program(program, known)
+    return phases
 
 
 def _model_and_entry(phase: str, models: Mapping[str, torch.nn.Module]) -> tuple[str, str]:

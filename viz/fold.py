@@ -87,6 +87,6 @@ def _runs(run: list[Span]) -> tuple[Phase, tuple[float, float] | None]:
     phase = Phase(run[0].component, times, run[0].start, run[-1].stop)
     if times <= FIRST + LAST + 1:
         return phase, None
-    start = max(span.stop for span in run if span.iteration < FIRST)
+    start = max((span.stop for span in run if span.iteration < FIRST), default=run[0].start)
     stop = max(span.stop for span in run if span.iteration < times - LAST)
     return replace(phase, left_out=times - FIRST - LAST), (start, stop)

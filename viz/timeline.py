@@ -420,7 +420,7 @@ def _draw_phases(lanes: Axes, memory: Axes, panel: Panel) -> None:
         )
         name = next((name for name in names if text_points(name, SMALL_POINTS) <= room), "")
         middle = (phase.start + phase.stop) / 2
-        lanes.text(middle, top - 0.02, name, ha="center", va="top", fontsize=SMALL_POINTS, color=INK)
+        lanes.text(middle, top - 0.02, name, ha="center", va="top", color=INK, **PLAIN)
         for axes, low, high in ((lanes, 0.0, LANE * len(panel.lanes)), (memory, *memory.get_ylim())):
             axes.vlines(phase.stop, low, high, colors=INK, linewidth=0.4, linestyle=(0, (1, 2)))
             if phase.left_out:

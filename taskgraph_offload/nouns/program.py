@@ -7,7 +7,7 @@ A program is a trace whose cycle is a request. So all that is known of one model
 is a program of one phase, which runs once.
 
 A phase that repeats is planned with fewer iterations (`shortened`). The state after an iteration is the state before
-the next one, so one in the middle stands for all of those (`lengthened`):
+the next one, so one in the middle stands for all that are left out (`lengthened`):
 
     planned     transformer 0 | transformer 1 | transformer 2 | transformer 3
     meant       transformer 0 | transformer 1 | transformer 2 ... 25 times ... | transformer 27
@@ -15,7 +15,7 @@ the next one, so one in the middle stands for all of those (`lengthened`):
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal, TypeAlias, get_args
@@ -27,8 +27,9 @@ from .trace import Boundary, Call, Trace, Weight
 Program: TypeAlias = tuple[tuple[str, int], ...]  # the components in order, and how often in a row each of them runs
 Source: TypeAlias = Literal["symbolic", "units", "fake", "real"]
 
-ITERATIONS = 4  # of a shortened phase: the first, one like those before the last, the one that repeats, and the last
-REPEATING = 2  # the index of the one that repeats
+ITERATIONS = 4  # of a shortened phase, or more; one in the middle stands for all those that are left out
+AHEAD = 8  # calls: copies are not issued further ahead, so phases before and after show in the outer iterations only
+MOST_CALLS = 1_000_000  # of a request
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +52,21 @@ def program_trace(traces: Mapping[str, Trace], program: Sequence[tuple[str, int]
     >>> [call.name for call in trace.order]
     ['encoder.layer', 'unet.down', 'unet.up', 'unet.down', 'unet.up']
     """
-    phases = checked_program(program, traces)
+    phases = checked_program(program)
+    for name, _ in phases:
+        if name not in traces:
+            raise SettingsError(f"the program runs {shown(name)}, but there are {', '.join(traces)}")
     names = list(dict.fromkeys(name for name, _ in phases))
     if any(traces[name].program for name in names):
         raise SettingsError("a program is made of the traces of single models, not of programs")
     weights: dict[str, Weight] = {}
     owners: dict[str, str] = {}
+    calls = tuple(_call_in(name, call) for name in names for call in traces[name].calls)
+    seen = set[str]()
+    for call in calls:
+        if call.name in seen:
+            raise SettingsError(f"two calls of this program would be {call.name!r}: give one of {names} another name")
+        seen.add(call.name)
     for name in names:
         for weight in traces[name].weights.values():
             if weights.setdefault(weight.name, weight).nbytes != weight.nbytes:
@@ -67,7 +77,7 @@ def program_trace(traces: Mapping[str, Trace], program: Sequence[tuple[str, int]
             owners.setdefault(weight.name, name)
     return Trace(
         weights=weights,
-        calls=tuple(_call_in(name, call) for name in names for call in traces[name].calls),
+        calls=calls,
         model=", ".join(names),
         entry="a request",
         source=_least_sure(traces[name] for name in names),
@@ -105,7 +115,8 @@ def within(component: str, trace: Trace) -> Trace:
 
 def shortened(trace: Trace) -> Trace:
     """The trace with fewer iterations of the phases that repeat often."""
-    return replace(trace, program=tuple((name, min(times, ITERATIONS)) for name, times in trace.program))
+    few = {name: ITERATIONS + 2 * (AHEAD // len(calls)) for name, calls in trace.calls_of.items()}
+    return replace(trace, program=tuple((name, min(times, few[name])) for name, times in trace.program))
 
 
 def places_in_short(trace: Trace, short: Trace) -> list[int]:
@@ -114,7 +125,7 @@ def places_in_short(trace: Trace, short: Trace) -> list[int]:
     for (component, times), (_, planned) in zip(trace.program, short.program, strict=True):
         calls = len(trace.calls_of[component])
         for index in range(times):
-            stands = index if index <= REPEATING or times == planned else max(REPEATING, index - (times - planned))
+            stands = index if index <= planned // 2 else max(planned // 2, index - (times - planned))
             found += range(begin + stands * calls, begin + (stands + 1) * calls)
         begin += planned * calls
     return found
@@ -122,12 +133,11 @@ def places_in_short(trace: Trace, short: Trace) -> list[int]:
 
 def lengthened(tasks: Sequence[Task], short: Trace, program: Program) -> tuple[Task, ...]:
     """The tasks of a cycle with as many iterations as the program has, from those of a shortened cycle."""
-    iterations = list(_iterations(tasks, short))
+    iterations = _iterations(tasks, short)
     found: list[Task] = []
-    for _, times in program:
-        planned = min(times, ITERATIONS)
+    for (_, times), (_, planned) in zip(program, short.program, strict=True):
         for index in range(planned):
-            found += iterations.pop(0)[1] * (1 if index != REPEATING else times - planned + 1)
+            found += next(iterations)[1] * (times - planned + 1 if index == planned // 2 else 1)
     return tuple(found)
 
 
@@ -156,19 +166,21 @@ def _iterations(tasks: Sequence[Task], trace: Trace) -> Iterator[tuple[str, tupl
             begin = end
 
 
-def checked_program(program: Sequence[tuple[str, int]], known: Collection[str]) -> Program:
-    """The phases of a program, each of something that is known."""
+def checked_program(program: Sequence[tuple[str, int]]) -> Program:
+    """The phases of a program; or an error for what is no program."""
     phases: list[tuple[str, int]] = []
+    if not isinstance(program, Iterable) or isinstance(program, str):
+        raise SettingsError(f"{shown(program)} is no program; give its phases in order: [('unet', 28), ('vae', 1)]")
     for phase in program:
         match phase:
             case (str() as name, int() as times) if times > 0 and not isinstance(times, bool):
-                if name not in known:
-                    raise SettingsError(f"the program runs {shown(name)}, but there are {', '.join(known)}")
                 phases.append((name, times))
             case _:
                 raise SettingsError(f"{shown(phase)} is no phase; give a component and how often it runs: ('unet', 28)")
     if not phases:
         raise SettingsError("a program needs at least one phase, such as ('unet', 28)")
+    if sum(times for _, times in phases) > MOST_CALLS:
+        raise SettingsError(f"a request of more than {MOST_CALLS:,} iterations is not planned")
     return tuple(phases)
 
 

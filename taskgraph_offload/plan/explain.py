@@ -47,7 +47,7 @@ def facts(plan: Plan) -> list[tuple[str, str]]:
         *_outlook(plan, timeline),
         *_warnings(plan),
     ]
-    return [(label, printable(spoken(text))) for label, text in found]
+    return [(printable(label), printable(spoken(text))) for label, text in found]
 
 
 def _phases(plan: Plan) -> list[tuple[str, str]]:

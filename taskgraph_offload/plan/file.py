@@ -109,7 +109,7 @@ def parse_file(text: str) -> Plan:
             )
         plan = _plan_of(content)
         plan.verify()
-        if plan.bound.step_seconds > plan.predict(plan.settled).step_seconds * (1 + 1e-6):
+        if plan.bound.step_seconds > plan.predict(plan.settled).step_seconds * (1 + 1e-6) + 1e-12:
             raise PlanError("its bound was edited: the plan itself is faster; plan again with Planner(...).plan()")
         return plan
     except PlanError:
@@ -170,6 +170,10 @@ def trace_of(given: Any, model: Any) -> Trace:
     _all_different([call.name for call in calls], "call")
     fixed = _dict_of(parts["fixed"], None, "fixed")
     program = tuple(_phase(row, calls) for row in _rows(parts["program"], "the program"))
+    if sum(times for _, times in program) * len(calls) > MOST_TASKS:
+        raise PlanError(f"the program has more than {MOST_TASKS} calls")
+    if program and parts["activations"]:
+        raise PlanError("a program has no activations that a plan could move")
     count = sum(len(call.pieces) for call in calls)
     return Trace(
         weights={weight.name: weight for weight in weights},
@@ -184,10 +188,11 @@ def trace_of(given: Any, model: Any) -> Trace:
 
 
 def _phase(row: Any, calls: Sequence[Call]) -> tuple[str, int]:
-    component, times = _row(row, 2, "a phase of the program")
+    name, times = _row(row, 2, "a phase of the program")
+    component = _text(name, "a phase of the program")
     if component not in {call.component for call in calls}:
         raise PlanError(f"the program runs {component!r:.60}, which has no call")
-    if not 0 < _count(times, "how often a phase runs") * len(calls) <= MOST_TASKS:
+    if not _count(times, "how often a phase runs"):
         raise PlanError(f"the program runs {component!r} {times!r:.60} times")
     return component, times
 

@@ -34,7 +34,7 @@ from .plan import Bundle
 if TYPE_CHECKING:
     from .plan import Plan
 
-MOST_TASKS = 2_000_000  # of a cycle in a file: a program of 128 steps of 80 blocks has about 40,000
+MOST_TASKS = 300_000  # of a cycle in a file: a program of 128 steps of 80 blocks has about 40,000
 
 _NAME = r'("(?:[^"\\]|\\.)*"|[^\s"]+?)'
 _STRETCH = re.compile(rf"\s*(\d+) times {_NAME}:\s*$")
@@ -61,14 +61,14 @@ def print_plan(plan: Plan) -> str:
     lines = [
         f"strategy {plan.strategy}{''.join(options)}",
         f"budget {plan.budget_bytes} margin {plan.margin_bytes} arena {plan.arena_bytes}",
-        *(f"lend {nbytes} to {quoted(component)}" for component, nbytes in plan.lent.items()),
+        *(f"lend {nbytes} to {_component(component)}" for component, nbytes in plan.lent.items()),
         *map(_print_bundle, plan.bundles.values()),
     ]
     for title, tasks in (("cold:", plan.cold), ("steady:", plan.steady)):
         lines.append(title)
         for stretch in stretches(tasks, plan.trace):
             if plan.trace.program:
-                lines.append(f"  {stretch.times} times {quoted(stretch.component)}:")
+                lines.append(f"  {stretch.times} times {_component(stretch.component)}:")
             lines += [f"    {task}" if plan.trace.program else f"  {task}" for task in stretch.tasks]
     return "\n".join(lines) + "\n"
 
@@ -148,9 +148,14 @@ def _read_line(line: str, found: _Found) -> None:
 
 
 def _print_bundle(bundle: Bundle) -> str:
-    mark = "" if bundle.component is None else f" for {quoted(bundle.component)}"
+    mark = "" if bundle.component is None else f" for {_component(bundle.component)}"
     mark += " resident" if bundle.resident else ""
     return f"bundle {quoted(bundle.name)} at {bundle.offset}{mark}: {' '.join(map(quoted, bundle.weights))}"
+
+
+def _component(name: str) -> str:
+    """The name of a component; in quotes where it could be read as something else."""
+    return json.dumps(name) if ":" in name else quoted(name)
 
 
 def _parse_bundle(line: str) -> Bundle:

@@ -83,6 +83,11 @@ class Executor:
             raise SettingsError(
                 "lazy=True takes no memory before the first forward, so preload=True cannot copy: drop one"
             )
+        if plan.trace.program:
+            raise SettingsError(
+                f"this plan is of a request of {plan.trace.model}: it can be predicted and drawn, not run yet; "
+                "tgo.offload runs a pipeline, with a plan for each model"
+            )
         check_model(plan.trace, model)
         plan.verify()
         self.model, self.plan = model, plan

@@ -15,8 +15,10 @@ from taskgraph_offload.planner.strategies import names as strategy_names
 from torch import nn
 
 import taskgraph_offload as tgo
+from taskgraph_offload.nouns import program as nouns_program
 from taskgraph_offload.nouns.graph import Task
 from taskgraph_offload.nouns.program import program_trace, stretches, within
+from taskgraph_offload.nouns.trace import Activation
 from taskgraph_offload.plan.file import parse_file, print_file
 
 from ..adversary import UNIT, found_by_the_adversary
@@ -183,6 +185,10 @@ def test_no_copy_comes_into_what_is_lent() -> None:
         ([("unet", True)], "is no phase"),
         ([("unet", 2.5)], "is no phase"),
         (["unet"], "is no phase"),
+        ("unet", "is no program"),
+        (None, "is no program"),
+        (5, "is no program"),
+        ([("unet", 10**9)], "more than 1,000,000 iterations"),
         ([("vae", 1)], "there are clip, unet"),
     ],
 )
@@ -208,6 +214,8 @@ def test_one_name_is_one_weight_so_it_has_one_size() -> None:
         ('program: [["clip", 1], ["unet", 50]]', 'program: [["clip", 1], ["unet", 51]]'),
         ('program: [["clip", 1], ["unet", 50]]', 'program: [["clip", 1], ["unet", 1000000000]]'),
         ('program: [["clip", 1], ["unet", 50]]', 'program: [["clip", 1], ["nobody", 50]]'),
+        ('program: [["clip", 1], ["unet", 50]]', 'program: [["clip", 1], [["unet"], 50]]'),
+        ('program: [["clip", 1], ["unet", 50]]', 'program: [["clip", 1], ["unet", 199999], ["clip", 199999]]'),
         (" times unet:", "000000000 times unet:"),
         (" times unet:", " times nobody times:"),
     ],
@@ -291,3 +299,85 @@ def test_models_without_a_program_that_makes_sense_are_refused(arguments: dict[s
         tgo.Planner(MODELS, "50%", machine="cpu", **arguments)
     with pytest.raises(tgo.SettingsError, match="dict of models"):
         tgo.Planner(MODELS["text"], "50%", program=[("text", 1)], machine="cpu")
+
+
+def test_two_calls_of_one_name_are_refused() -> None:
+    def trace(*names: str) -> tgo.Trace:
+        return tgo.Trace.from_units([{"name": name, "seconds": 1e-6, "tensors": {f"w {name}": 512}} for name in names])
+
+    traces = {"vae": trace("enc.0", "dec.0"), "vae.enc": trace("0")}
+    with pytest.raises(tgo.SettingsError, match=r"two calls of this program would be 'vae\.enc\.0'"):
+        tgo.Planner.for_program(traces, [("vae", 1), ("vae.enc", 1)], "50%", machine="cpu")
+    plan = tgo.Planner.for_program(unets(), [("clip", 1), ("unet", 2)], "50%", machine="cpu").plan()
+    twice = replace(plan.trace, calls=(*plan.trace.calls, plan.trace.calls[0]))
+    with pytest.raises(tgo.PlanError, match="the same name"):
+        replace(plan, trace=twice).verify()
+
+
+def test_two_models_with_weights_of_one_name_are_refused() -> None:
+    models: dict[str, nn.Module] = {
+        "a": nn.Sequential(nn.Sequential(nn.Linear(8, 8))),
+        "a.0": nn.Sequential(nn.Linear(8, 8)),
+    }
+    inputs = {name: (torch.ones(1, 8),) for name in models}
+    planner = tgo.Planner(models, "50%", inputs=inputs, program=[("a", 1), ("a.0", 1)], machine="cpu")
+    with pytest.raises(tgo.SettingsError, match="both have a weight"):
+        planner.plan()
+
+
+def test_activations_of_a_program_are_refused_since_no_proof_follows_them_over_iterations() -> None:
+    plan = tgo.Planner.for_program(unets(), [("unet", 2)], "50%", machine="cpu").plan()
+    trace = replace(plan.trace, activations=(Activation("x", UNIT, producer=0, uses=(2,), until=3),))
+    with pytest.raises(tgo.PlanError, match="no activations"):
+        replace(plan, trace=trace).verify()
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_strategies_plan_long_phases_as_if_no_iteration_were_left_out(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traces, program = made(seed)
+    program = [(name, times if times < 3 else 3 * times) for name, times in program]
+    machine = tgo.Machine("test", UNIT * 1e6, UNIT * 1e6, 1e-8, 1e12, 1e12)
+    ways: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in strategy_names() if name != "auto"]
+    ways += [("layerwise", {"prefetch": 3}), ("layerwise", {"residents": "spread", "prefetch": 2})]
+    for strategy, options in ways:
+        planner = tgo.Planner.for_program(traces, program, "70%", strategy=strategy, machine=machine, **options)
+        try:
+            with monkeypatch.context() as patch:
+                patch.setattr(nouns_program, "ITERATIONS", 10**6)
+                whole = planner.plan()
+        except tgo.BudgetError:
+            continue
+        assert planner.plan().streamed_bytes == whole.streamed_bytes, (strategy, options)
+
+
+def test_a_weight_without_bytes_is_no_copy_into_what_is_lent() -> None:
+    block = {"seconds": 1e-6}
+    encoder = [{**block, "name": f"e{i}", "tensors": [2 * UNIT], "transient_bytes": 16 * UNIT} for i in range(3)]
+    unet = [{**block, "name": "b0", "tensors": {"empty": 0}}]
+    unet += [{**block, "name": f"b{i}", "tensors": [8 * UNIT]} for i in range(1, 6)]
+    traces = {"enc": tgo.Trace.from_units(encoder), "unet": tgo.Trace.from_units(unet)}
+    for units in range(20, 52, 4):
+        plan = tgo.Planner.for_program(traces, [("enc", 1), ("unet", 4)], f"{units * UNIT}B", machine="cpu").plan()
+        assert plan.peak_bytes <= plan.budget_bytes
+
+
+@pytest.mark.parametrize("name", ["pre:fill", "y:", "steady:", "3 times x:", "a b", "~x", 'quo"te', "$\\frac{$"])
+def test_any_name_of_a_component_is_printed_read_back_and_drawn(name: str, tmp_path: Path) -> None:
+    block = {"seconds": 1e-6, "tensors": {f"w{i}": 2 * UNIT for i in range(3)}}
+    units = [{**block, "name": f"b{i}", "tensors": {f"w{i}{j}": 2 * UNIT for j in range(3)}} for i in range(6)]
+    wide = [{**unit, "transient_bytes": 8 * UNIT} for unit in units]
+    traces = {name: tgo.Trace.from_units(wide), "decode": tgo.Trace.from_units(units)}
+    plan = tgo.Planner.for_program(traces, [(name, 1), ("decode", 9)], "30%", machine="cpu").plan()
+    plan.save(tmp_path / "plan.yaml")
+    again = tgo.Plan.load(tmp_path / "plan.yaml")
+    assert (again.bundles, again.lent, again.steady) == (plan.bundles, plan.lent, plan.steady)
+    tgo.viz.save_timeline(tmp_path / "request.png", plan.predict())
+    assert "\x1b" not in plan.explain()
+
+
+def test_an_executor_refuses_the_plan_of_a_request() -> None:
+    plan = tgo.Planner.for_program(unets(), [("unet", 2)], "50%", machine="cpu").plan()
+    with pytest.raises(tgo.SettingsError, match="not run yet"):
+        tgo.Executor(nn.Linear(2, 2), plan)

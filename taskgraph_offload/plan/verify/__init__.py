@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ..plan import Bundle, Plan
 
 ALIGNMENT = 512  # bytes: where the seat of a weight may begin
+MOST_STEPS = 60_000  # of a program, without equal iterations
 KEPT = 3  # equal iterations in a row that stand for any number
 CONTEXT = 3  # lines of the plan printed on either side of a culprit
 
@@ -179,16 +180,27 @@ def verify(plan: Plan, graph: TaskGraph | None = None) -> None:
     >>> verify(tgo.Planner.for_trace(trace, "2MiB", strategy="layerwise", machine="cpu").plan())
     """
     whole = Program(plan)
+    prove_trace(whole)
     prove_bundles(whole)
     prove_seats(whole)
     prove_tasks(whole)
-    program = Program(few_iterations(plan)) if plan.trace.program else whole
+    program = Program(few_iterations(plan)) if plan.trace.program and graph is None else whole
+    if plan.trace.program and len(program.steps) > MOST_STEPS:
+        program.refuse(f"{len(program.steps)} tasks of iterations that are not alike are too many to prove")
     prove_residency(program)
     order = prove_graph(program, program.plan.graph(cycles=len(program.cycles)) if graph is None else graph)
     prove_gates(program, order)
     prove_room(program, order)
     prove_lent(program)
     prove_bytes(program, order)
+
+
+def prove_trace(program: Program) -> None:
+    """Each call has a name of its own, and no activation outlives an iteration of a program."""
+    if len(program.calls) < len(program.plan.trace.calls):
+        program.refuse("two calls of the trace have the same name")
+    if program.plan.trace.program and program.activations:
+        program.refuse("a program has no activations that a plan could move")
 
 
 def few_iterations(plan: Plan) -> Plan:
@@ -456,6 +468,9 @@ def prove_lent(program: Program) -> None:
 
 
 def _arena_stop(program: Program, copy: Task) -> int:
+    """Where the bytes end that a copy writes; 0 if there are none."""
+    if not program.sizes[copy.name]:
+        return 0
     return program.plan.bundles[copy.name].offset + (program.sizes[copy.name] if copy.stop is None else copy.stop)
 
 
