@@ -1,6 +1,7 @@
 """Everything that the README tells a reader to run, run literally; and every example."""
 
 import importlib
+import json
 import os
 import re
 import shlex
@@ -178,6 +179,32 @@ def test_the_readme_has_commands():
 @pytest.mark.parametrize("command", mostly_slow(COMMANDS, COMMANDS[:1]))
 def test_every_command_of_the_readme_works(command):
     assert "rtx4090" in run(shlex.split(command), ROOT)
+
+
+@pytest.mark.slow
+def test_the_request_of_the_readme_is_planned_from_a_directory_as_shown(tmp_path):
+    known, flux = ROOT / "taskgraph_offload" / "cli" / "known", tmp_path / "FLUX.1-dev"
+    clip = {"model_type": "clip_text_model", "hidden_size": 768, "intermediate_size": 3072}
+    clip |= {"num_hidden_layers": 12, "num_attention_heads": 12, "max_position_embeddings": 77}
+    vae = {"_class_name": "AutoencoderKL", "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2}
+    vae |= {"down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4}
+    parts = {
+        "text_encoder": ("transformers", "CLIPTextModel", clip),
+        "text_encoder_2": ("transformers", "T5EncoderModel", json.loads((known / "t5-xxl.json").read_text())),
+        "transformer": ("diffusers", "FluxTransformer2DModel", json.loads((known / "flux1-dev.json").read_text())),
+        "vae": ("diffusers", "AutoencoderKL", vae | {"latent_channels": 16, "sample_size": 1024}),
+    }
+    for name, (_, _, config) in parts.items():
+        (flux / name).mkdir(parents=True)
+        (flux / name / "config.json").write_text(json.dumps(config))
+    index = {name: [library, kind] for name, (library, kind, _) in parts.items()}
+    (flux / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline", **index}))
+    (block,) = re.findall(
+        r"^```\n\$ (taskgraph-offload .*)\n([^`]*)```$", (ROOT / "README.md").read_text(), re.MULTILINE
+    )
+    said = " ".join(run(shlex.split(block[0]), tmp_path).split())  # lines are wrapped
+    for line in block[1].splitlines():
+        assert line == "..." or " ".join(line.split()) in said, f"{line}\n{said}"
 
 
 def test_every_target_of_make_that_the_readme_names_is_there():

@@ -23,6 +23,7 @@ from taskgraph_offload.plan.file import parse_file, print_file
 
 from ..adversary import UNIT, found_by_the_adversary
 from ..made import program_cases
+from ..sweeps import mostly_slow
 
 PROMISED = 1.02  # times the bound
 CASES = {
@@ -85,9 +86,7 @@ def made(seed: int) -> tuple[dict[str, tgo.Trace], list[tuple[str, int]]]:
     return traces, [(chance.choice(names), chance.choice((1, 1, 2, 3, 7, 12))) for _ in range(chance.randint(1, 5))]
 
 
-@pytest.mark.parametrize(
-    "seed", [seed if seed < 10 else pytest.param(seed, marks=pytest.mark.slow) for seed in range(60)]
-)
+@pytest.mark.parametrize("seed", mostly_slow(range(60), range(4)))
 def test_every_strategy_plans_programs_that_no_order_of_the_lanes_makes_wrong(seed: int) -> None:
     traces, program = made(seed)
     machine = tgo.Machine("test", UNIT * 1e6, UNIT * 1e6, 1e-8, 1e12, 1e12)
@@ -107,7 +106,7 @@ def test_every_strategy_plans_programs_that_no_order_of_the_lanes_makes_wrong(se
             assert parse_file(print_file(plan)).steady == plan.steady
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", mostly_slow(range(12), range(3)))
 def test_auto_is_not_slower_than_any_other_strategy(seed: int) -> None:
     traces, program = made(seed)
     machine = tgo.Machine("test", UNIT * 1e6, UNIT * 1e6, 1e-8, 1e12, 1e12)
@@ -332,7 +331,7 @@ def test_activations_of_a_program_are_refused_since_no_proof_follows_them_over_i
         replace(plan, trace=trace).verify()
 
 
-@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize("seed", mostly_slow(range(25), [0, 5, 12]))
 def test_strategies_plan_long_phases_as_if_no_iteration_were_left_out(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
